@@ -18,7 +18,7 @@ import torch
 from _apart import Clock, Place, machine
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainerCallback
 
-from distill.training.lora import add_lora
+from distill.training.student import add_lora
 
 Shape = Mapping[str, Any]
 WARM: Shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}

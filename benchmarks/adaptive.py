@@ -111,14 +111,14 @@ def run(directory: Path, model: str, heat: float, how: str, count: int) -> Run:
 def compare(adaptive: Run, uniform: Run) -> dict[str, Any]:
     assert adaptive.texts.items() <= uniform.texts.items(), "adaptive sampling made other texts"
     assert adaptive.samples == first(uniform.samples, by(Rule(ACCEPTED, MOST))), "the rule was not followed"
-    ours, theirs = told(adaptive.samples), told(uniform.samples)
+    ours, theirs = counts(adaptive.samples), counts(uniform.samples)
     assert (ours["satisfied"], ours["accepted"]) == (theirs["satisfied"], theirs["accepted"])
     return {
         "tokens_ratio": round(theirs["tokens"] / ours["tokens"], 2),
         "cpu_ratio": round(uniform.seconds / adaptive.seconds, 2),
         "adaptive": ours | {"cpu_seconds": round(adaptive.seconds, 1)},
-        "shortcuts": {name: told(first(uniform.samples, by(rule))) for name, rule in SHORTCUTS.items()},
-        "uniform": {n: told(first(uniform.samples, lambda _, n=n: n)) for n in (4, 6, 8, 12, MOST)},  # type: ignore[misc]
+        "shortcuts": {name: counts(first(uniform.samples, by(rule))) for name, rule in SHORTCUTS.items()},
+        "uniform": {n: counts(first(uniform.samples, lambda _, n=n: n)) for n in (4, 6, 8, 12, MOST)},  # type: ignore[misc]
         "uniform_cpu_seconds": round(uniform.seconds, 1),
     }
 
@@ -138,7 +138,7 @@ def first(samples: Samples, count: Callable[[list[Sample]], int]) -> Samples:
     return {key: each[: count(each)] for key, each in samples.items()}
 
 
-def told(samples: Samples) -> dict[str, int]:
+def counts(samples: Samples) -> dict[str, int]:
     right = [sum(sample.outcome is Outcome.CORRECT for sample in each) for each in samples.values()]
     return {
         "traces": sum(map(len, samples.values())),

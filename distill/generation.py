@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -63,22 +62,6 @@ def wanted(
 def request_of(wish: Wanted) -> Request:
     asked = wish.asked
     return Request(wish.key, asked.messages, wish.sampling, asked.prefix, asked.budget, asked.stop)
-
-
-def make_traces(
-    store: Store,
-    wishes: Sequence[Wanted],
-    open_engine: Callable[[], Engine],
-    context: Context,
-    label: str = "",
-) -> None:
-    """Sample those of ``wishes`` that the store lacks. The engine is opened only if any is missing."""
-    missing, done = missing_of(store, wishes)
-    if not missing:
-        return
-    stop_check(context.stopping)
-    with closing(open_engine()) as engine:
-        sample(store, engine, missing, done, context, label)
 
 
 def missing_of(store: Store, wishes: Sequence[Wanted]) -> tuple[dict[str, Wanted], int]:

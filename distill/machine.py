@@ -20,7 +20,7 @@ def cores(proc: Path = PROC, groups: Path = GROUPS) -> int:
     return min([len(allowed_cores()), *(math.ceil(share) for share in _shares(proc, groups))])
 
 
-def heed_cores() -> None:
+def limit_threads() -> None:
     """Limit torch's threads to `cores`; torch itself counts those of the node. Call this before importing torch."""
     if (there := cores()) < len(allowed_cores()):
         os.environ.setdefault("OMP_NUM_THREADS", str(there))

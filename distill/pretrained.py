@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from distill import hub
 from distill.modelspec import Model, check_directory, directory_of
-from distill.training.kernels import few_kernels
+from distill.training.allocator import limit_kernel_caches
 from pipeline.errors import InputError
 
 Quantization = Literal["nf4"]
@@ -28,8 +28,8 @@ def load(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    hush()
-    few_kernels()  # must precede the first matrix product, which is the sampler's if a process samples before it trains
+    quiet_libraries()
+    limit_kernel_caches()  # before the first matrix product: the sampler's, if a process samples before it trains
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -66,7 +66,7 @@ def tokenizer_of(model: Model) -> Any:
         raise InputError(f"model {model.source} has no tokenizer: {str(error).strip().splitlines()[0]}") from error
 
 
-def hush() -> None:
+def quiet_libraries() -> None:
     """Turn off the progress bars of transformers, which would disturb our display, and the warning of bitsandbytes
     about a missing kernel, which `_in_one_layout` rules out anyway. Call it before importing bitsandbytes."""
     from transformers.utils import logging

@@ -24,7 +24,7 @@ ROLES = {"human": "user", "gpt": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class PublishedTrace:
     """One published trace. ``prompt`` is None if it is in a separate column."""
 
     thinking: str
@@ -56,7 +56,7 @@ class TraceColumns:
     generations: str | None = None
     flags: str | None = None
 
-    def each(self, row: Row) -> Iterator[Said | InputError]:
+    def each(self, row: Row) -> Iterator[PublishedTrace | InputError]:
         """Yield every trace of a row; for one that cannot be used, the error."""
         try:
             if self.generations is None:
@@ -76,15 +76,15 @@ class TraceColumns:
         for number, (response, flag) in enumerate(zip(responses, flags, strict=True), start=1):
             yield self._generation(f"{row.where}: column {self.generations!r}, item {number}", response, flag)
 
-    def _generation(self, where: str, response: Any, flag: Any) -> Said | InputError:
+    def _generation(self, where: str, response: Any, flag: Any) -> PublishedTrace | InputError:
         if not isinstance(response, str) or not response.strip():
             return InputError(f"{where}: is {'empty' if response in (None, '') else 'not text'}")
         if not isinstance(flag, bool | None):
             return InputError(f"{where}: its flag in {self.flags!r} is {str(flag)[:40]!r}, neither true nor false")
         parts = split_thinking(_usual(whole_letters(response), self.tags), opened=response.lstrip().startswith(OPEN))
-        return Said(parts.thinking, parts.answer, parts.closed, flag=flag)
+        return PublishedTrace(parts.thinking, parts.answer, parts.closed, flag=flag)
 
-    def read(self, row: Row) -> Said:
+    def read(self, row: Row) -> PublishedTrace:
         """The trace of a row. Raises `InputError` with file and line if it is empty."""
         if self.messages is not None:
             trace = _conversation(row, self.messages, self.tags)
@@ -92,16 +92,16 @@ class TraceColumns:
             trace = _in_columns(_optional(row, self.thinking), _optional(row, self.answer))
         else:
             parts = split_thinking(_usual(_optional(row, self.answer), self.tags))
-            trace = Said(parts.thinking, parts.answer, parts.closed)
+            trace = PublishedTrace(parts.thinking, parts.answer, parts.closed)
         if not trace.thinking and not trace.answer:
             raise InputError(f"{row.where}: the trace is empty (on_bad_row: skip leaves such rows out)")
         return trace
 
 
-def _in_columns(thinking: str, answer: str) -> Said:
+def _in_columns(thinking: str, answer: str) -> PublishedTrace:
     """Build a trace from separate columns. Without an answer, the thinking was cut off. Tags around it are removed."""
     thinking = split_thinking(thinking, opened=True).thinking
-    return Said(thinking, answer, closed=bool(answer))
+    return PublishedTrace(thinking, answer, closed=bool(answer))
 
 
 def _usual(response: str, tags: Sequence[str]) -> str:
@@ -118,7 +118,7 @@ def _optional(row: Row, column: str | None) -> str:
     return (value or "").strip()
 
 
-def _conversation(row: Row, column: str, tags: Sequence[str]) -> Said:
+def _conversation(row: Row, column: str, tags: Sequence[str]) -> PublishedTrace:
     """Read a conversation: an optional system turn, one question, one answer."""
     turns = [_turn(turn, row, column) for turn in _list(row, column, " of turns")]
     system = turns.pop(0)[1] if turns and turns[0][0] == "system" else None
@@ -130,7 +130,7 @@ def _conversation(row: Row, column: str, tags: Sequence[str]) -> Said:
         raise InputError(f"{row.where}: column {column!r}: the question is empty")
     response = _usual(response, tags)
     parts = split_thinking(response, opened=response.lstrip().startswith(OPEN))
-    return Said(parts.thinking, parts.answer, parts.closed, prompt, system or None)
+    return PublishedTrace(parts.thinking, parts.answer, parts.closed, prompt, system or None)
 
 
 def _list(row: Row, column: str, of: str = "") -> list[Any]:

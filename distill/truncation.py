@@ -32,7 +32,8 @@ def make_whole(
     context: Context,
     limits: Sequence[int] = (),
 ) -> list[Wanted]:
-    """Make traces like `distill.generation.make_traces`, then continue the cut ones up to each of ``limits`` in turn.
+    """Sample those of ``wishes`` that the store lacks, then continue the cut ones up to each of ``limits`` in turn. The
+    engine is opened only if any is missing.
 
     Returns the final wishes, with each cut one replaced by its continuation.
     """

@@ -200,7 +200,7 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
 def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """``sft.lora.rank=16`` sets a stage's key; ``seed=1`` and ``workspace=...`` a top one."""
     for text in overrides:
-        document.said[tuple(text.partition("=")[0].split("."))] = text
+        document.overrides[tuple(text.partition("=")[0].split("."))] = text
         key, equals, value = text.partition("=")
         path = tuple(key.split("."))
         if not equals or not all(path):

@@ -33,7 +33,7 @@ class Document:
     path: Path
     data: dict[str, Any]
     lines: dict[tuple[str, ...], int] = field(repr=False)
-    said: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
+    overrides: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
     """The ``--set`` options that changed ``data``, by key path (without the leading "stages")."""
 
     def get(self, key: KeyPath) -> Any:
@@ -48,7 +48,7 @@ class Document:
         was set on the command line."""
         known = tuple(map(str, key))
         short = known[1:] if known[:1] == ("stages",) else known
-        for path, text in self.said.items():
+        for path, text in self.overrides.items():
             if short[: len(path)] == path:
                 return f"--set {text}"
         while known and known not in self.lines:

@@ -37,11 +37,11 @@ class FileHashes:
     """Content hashes of files and directories, cached by (size, mtime, ctime, inode).
 
     With the cache, hashing a model of many gigabytes again costs one `stat` per file. It lies in the workspace and may
-    be deleted at any time. ``tell`` is called before a read that takes long.
+    be deleted at any time. ``note`` is called before a read that takes long.
     """
 
-    def __init__(self, memory: Path | None = None, tell: Callable[[str], None] = lambda text: None) -> None:
-        self.tell = tell
+    def __init__(self, memory: Path | None = None, note: Callable[[str], None] = lambda text: None) -> None:
+        self.note = note
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
         self._changed = False
@@ -71,7 +71,7 @@ class FileHashes:
         known = [self._remembered(path) for path in files]
         unread = sum(path.stat().st_size for path, value in zip(files, known, strict=True) if value is None)
         if unread >= MUCH:
-            self.tell(f"reading {what} for its content hash, once: {unread / (1 << 30):.1f} GiB")
+            self.note(f"reading {what} for its content hash, once: {unread / (1 << 30):.1f} GiB")
         return [value or self._read(path) for path, value in zip(files, known, strict=True)]
 
     def _remembered(self, path: Path) -> str | None:

@@ -28,21 +28,23 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Any
 
-from pipeline.stopping import HEEDED
+from pipeline.errors import PipelineError
+from pipeline.stopping import STOP_SIGNALS
 
 _forking = threading.Lock()
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Block the signals in `HEEDED` for a process that is started here, until it has set its own handlers."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+    """Block the signals in `STOP_SIGNALS` for a process that is started here, until it has set its own handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -50,13 +52,13 @@ def held_back() -> Iterator[None]:
 
 
 def leave_to_parent(offspring: bool = False) -> None:
-    """For a child, forked or spawned: ignore the signals in `HEEDED`, which the parent handles. With ``offspring`` they
-    also stay blocked, which the child's own children inherit: these then get none, even if they set handlers."""
+    """For a child, forked or spawned: ignore `STOP_SIGNALS`, which the parent handles. With ``offspring`` they also
+    stay blocked, which the child's own children inherit: these then get none, even if they set handlers."""
     if offspring:
         resource_tracker.ensure_running()  # it unblocks some signals when it starts, with the first shared memory
-    for number in HEEDED:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK if offspring else signal.SIG_UNBLOCK, HEEDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK if offspring else signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 def fork(work: Callable[..., None], arguments: Sequence[Any]) -> BaseProcess:
@@ -109,6 +111,60 @@ def _end_with(pipe: int) -> None:
 def _watch(pipe: int) -> None:
     os.read(pipe, 1)  # nobody writes, so it returns at the end of the pipe
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ForkedWorker:
+    """A forked process that answers over a pipe. ``work`` gets the other end of ``pipe``, and runs until the parent is
+    gone or closes this. Errors name the process, and say what to do (``advice``)."""
+
+    def __init__(
+        self, name: str, advice: str, work: Callable[[Connection], None], others: Sequence[ForkedWorker]
+    ) -> None:
+        self._name, self._advice = name, advice
+        self.pipe, theirs = multiprocessing.Pipe()
+        inherited = [self.pipe, *(other.pipe for other in others)]
+        self._process = fork(_serve, (name, work, theirs, inherited))
+        theirs.close()
+
+    def send(self, message: Any) -> None:
+        try:
+            self.pipe.send(message)
+        except OSError:
+            raise self._died() from None
+
+    def receive(self) -> Any:
+        """The next message; raises the error that ended the process, if it did."""
+        try:
+            message = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if isinstance(message, PipelineError):
+            raise message
+        return message
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+    def _died(self) -> PipelineError:
+        self._process.join(1)
+        return PipelineError(f"{self._name} {ended(self._process.exitcode)}; {self._advice}")
+
+
+def _serve(name: str, work: Callable[[Connection], None], pipe: Connection, inherited: Sequence[Connection]) -> None:
+    """A worker's life, from fork to exit."""
+    for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
+        other.close()
+    try:
+        work(pipe)
+    except EOFError:
+        pass  # the parent is gone
+    except Exception as error:
+        with suppress(OSError):
+            pipe.send(PipelineError(f"{name} failed: {type(error).__name__}: {error}"))
+    finally:
+        os._exit(0)
 
 
 def spawn(module: str, arguments: Iterable[str], environment: Mapping[str, str], **how: Any) -> subprocess.Popen[bytes]:

@@ -141,7 +141,7 @@ def _nested(model: type[BaseModel], path: Sequence[str | int], name: str) -> str
     """``sampling.max_tokens`` for a ``max_tokens`` that belongs in a mapping beside it."""
     for outer in _models_at(model, path):
         for field, info in outer.model_fields.items():
-            if any(name in inner.model_fields for inner in _models_in(info.annotation)):
+            if any(name in inner.model_fields for inner in models_in(info.annotation)):
                 return f"{field}.{name}"
     return None
 
@@ -151,11 +151,12 @@ def _models_at(model: type[BaseModel], path: Sequence[str | int]) -> list[type[B
     for part in path:
         annotations = [m.model_fields[str(part)].annotation for m in models if str(part) in m.model_fields]
         variant = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        models = [found for annotation in annotations for found in _models_in(annotation)] or variant or models
+        models = [found for annotation in annotations for found in models_in(annotation)] or variant or models
     return models
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The models in the type of a field, however deep."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]
+    return [m for inner in getattr(annotation, "__args__", ()) for m in models_in(inner)]

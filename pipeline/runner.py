@@ -52,7 +52,7 @@ def run(
             link_place(workspace.path / name)
     listener.begin([spec.name for spec in specs])
     for spec in specs:
-        workspace.hashes.tell = partial(listener.note, spec.name)
+        workspace.hashes.note = partial(listener.note, spec.name)
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
         workspace.hashes.save()  # after a kill, do not read again what took minutes
         cached = found.status is Status.CACHED

@@ -15,7 +15,7 @@ from types import FrameType
 
 from pipeline.errors import InputError
 
-HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopper:
@@ -38,8 +38,8 @@ class Stopper:
     @contextmanager
     def listening(self) -> Iterator[Stopper]:
         """Handle SIGTERM, SIGINT and SIGHUP for the duration of a run; under nohup, SIGHUP stays ignored."""
-        heeded = [n for n in HEEDED if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
-        before = {number: signal.signal(number, self._on_signal) for number in heeded}
+        handled = [n for n in STOP_SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, self._on_signal) for number in handled}
         try:
             yield self
         finally:

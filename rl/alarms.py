@@ -75,8 +75,8 @@ class History:
 
     def mean(self, name: str, first: int, last: int) -> float:
         """The mean over the steps that reported it; NaN if none did."""
-        told = self.metrics.get(name, {})
-        values = [told[step] for step in range(first, last + 1) if step in told]
+        by_step = self.metrics.get(name, {})
+        values = [by_step[step] for step in range(first, last + 1) if step in by_step]
         if not all(map(math.isfinite, values)):
             return sum(values)  # fsum refuses infinities of both signs
         return math.fsum(values) / len(values) if values else math.nan
@@ -108,8 +108,8 @@ def hacking(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     if gain.high >= needed:
         return None
     change = f"changed by {gain.value:+.2f} (95%: {gain.high:+.2f} at most)"
-    said = f"the training reward rose by {rise:.2f}, held-out pass@1 {change}"
-    return said, gain.high, needed
+    evidence = f"the training reward rose by {rise:.2f}, held-out pass@1 {change}"
+    return evidence, gain.high, needed
 
 
 def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | None:
@@ -117,8 +117,8 @@ def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | N
     rises = {name: history.rise(f"reward/{name}", step, limits.window) for name in history.others}
     for name, rise in rises.items():
         if rise >= limits.format_rise and right < limits.heldout_share * rise:
-            said = f"{name} rose by {rise:.2f}, {history.judge} by {right:.2f}"
-            return said, right, limits.heldout_share * rise
+            evidence = f"{name} rose by {rise:.2f}, {history.judge} by {right:.2f}"
+            return evidence, right, limits.heldout_share * rise
     return None
 
 
@@ -152,14 +152,14 @@ def diversity(history: History, step: int, limits: AlarmSettings) -> Cause | Non
 
 def logprob_gap(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     now = history.mean("logprob_gap", step - limits.window + 1, step)
-    said = f"engine and trainer differ by {now:.3g} nats per token: the gradient is of another policy's samples"
-    return (said, now, limits.logprob_gap) if now >= limits.logprob_gap else None
+    evidence = f"engine and trainer differ by {now:.3g} nats per token: the gradient is of another policy's samples"
+    return (evidence, now, limits.logprob_gap) if now >= limits.logprob_gap else None
 
 
 def kl(history: History, step: int, limits: AlarmSettings) -> Cause | None:
     now = history.mean("kl", step - limits.window + 1, step)
-    said = f"the policy is {now:.3g} nats per token away from its reference"
-    return (said, now, limits.kl) if now >= limits.kl else None
+    evidence = f"the policy is {now:.3g} nats per token away from its reference"
+    return (evidence, now, limits.kl) if now >= limits.kl else None
 
 
 def no_gradient(history: History, step: int, limits: AlarmSettings) -> Cause | None:
@@ -171,14 +171,14 @@ def no_gradient(history: History, step: int, limits: AlarmSettings) -> Cause | N
         return None
     reward = history.mean("reward", first, step)
     if math.isnan(reward):
-        told = "no reward could be told"
+        reason = "no reward could be told"
     elif history.mean("truncated", first, step) == 1:
-        told = f"all responses are cut at max_tokens (reward {reward:.3g})"
+        reason = f"all responses are cut at max_tokens (reward {reward:.3g})"
     elif history.mean("zero_variance", first, step) < 1:
-        told = "rewards differ, but only those of responses cut at max_tokens, which `overlong: filter` leaves out"
+        reason = "rewards differ, but only those of responses cut at max_tokens, which `overlong: filter` leaves out"
     else:
-        told = f"rewards are alike within each group ({reward:.3g})"
-    return f"nothing was learned in {limits.window} steps: {told}", 0.0, 0.0
+        reason = f"rewards are alike within each group ({reward:.3g})"
+    return f"nothing was learned in {limits.window} steps: {reason}", 0.0, 0.0
 
 
 RULES: Mapping[str, Rule] = {

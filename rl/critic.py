@@ -5,20 +5,27 @@ A state is what the model has seen before a token, and the action is the token; 
 The reward comes with the last sampled token, and every token may pay a KL penalty. A response cut at its limit ends
 there like any other: its reward is what its text earned, and nothing is expected after it.
 
-`assess` is called by `rl.grpo` between sampling and learning. Its results are stored in the rollout's row.
+The head is one linear function of the states that the output head reads, so policy and value come out of one pass
+(`distill.training.forward.score_tokens`). `assess` is called by `rl.grpo` between sampling and learning. Its results
+are stored in the rollout's row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from distill.training.learner import Learner
 from rl.loss import PolicyLoss
-from rl.update import Assessed, Rollout, aligned, row_of
+from rl.update import Assessment, Rollout, aligned, row_of
+
+HEAD = "value_head"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,37 @@ class Critic:
     weight: float = 0.1
     clip: float | None = 0.2
     detached: bool = True
+
+
+class ValueHead(nn.Module):
+    """The reward that a student can still expect, from the hidden state before each token: (L, D) -> (L,), in fp32,
+    w h / D + b. Because of the division by D, a step of Adam moves an estimate by about its learning rate, whatever the
+    model's width. It starts at zero, which is no baseline at all. With ``detached`` the gradient ends here: values do
+    not change the student."""
+
+    def __init__(self, size: int, detached: bool, device: torch.device) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, size, device=device))
+        self.bias = nn.Parameter(torch.zeros(1, device=device))
+        self.detached = detached
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        states = hidden.detach() if self.detached else hidden
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(states.float() / states.shape[-1], self.weight, self.bias).squeeze(-1)
+
+
+@contextmanager
+def value_head(model: Any, detached: bool) -> Iterator[None]:
+    """Give ``model`` (a causal LM, with or without peft) a value head within this context: it is among the model's
+    parameters, so the optimizer, checkpoints and other ranks have it; a model that is sampled from, exported or served
+    does not."""
+    head = ValueHead(model.config.get_text_config().hidden_size, detached, next(model.parameters()).device)
+    setattr(model, HEAD, head)
+    try:
+        yield
+    finally:
+        delattr(model, HEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +139,12 @@ def assess(learner: Learner, critic: Critic, temperature: float, rollouts: Seque
     advantages = generalised_advantages(rewards, values, mask, critic.discount, critic.decay)
     targets = advantages + values
     credit = whitened(advantages, mask) if critic.whiten else advantages
-    told = {}
+    assessed = {}
     for r, s, advantage, target in zip(kept, found, credit.tolist(), targets.tolist(), strict=True):
-        assessed = Assessed(s.logprobs, s.reference, s.values, target[: len(s.values)])
-        told[id(r)] = replace(r, advantages=tuple(aligned(r.completion, advantage, 0.0)), assessed=assessed)
-    return [told.get(id(rollout), rollout) for rollout in rollouts]
+        assessment = Assessment(s.logprobs, s.reference, s.values, target[: len(s.values)])
+        spread = tuple(aligned(r.completion, advantage, 0.0))
+        assessed[id(r)] = replace(r, advantages=spread, assessment=assessment)
+    return [assessed.get(id(rollout), rollout) for rollout in rollouts]
 
 
 def _padded(rows: Sequence[Sequence[float]]) -> Tensor:

@@ -17,7 +17,7 @@ from distill.training.batching import Example, Order, from_tokens
 from distill.training.loop import StepMetrics
 from distill.types import Completion, Problem, Sampling
 from rl.grpo import Policy, complete, request
-from rl.monitors import Samples
+from rl.monitors import SampleMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class GkdMetrics:
 
     step: int
     training: StepMetrics
-    samples: Samples | None
+    samples: SampleMetrics | None
 
 
 @dataclass(frozen=True)

@@ -25,18 +25,16 @@ from distill.prompting import Ask, plainly
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, OnAllRanks, nothing, run_identity
 from distill.training.passes import Objective
 from distill.training.session import learning
-from distill.training.value_head import NAME as HEAD
-from distill.training.value_head import value_head
 from distill.types import Completion, Finish, Problem, Request, Sampling
 from pipeline.errors import Stopped
 from pipeline.stage import stop_check
 from rl import credit, rewards
-from rl.critic import ActorCritic, Critic, assess
+from rl.critic import HEAD, ActorCritic, Critic, assess, value_head
 from rl.loss import Aggregation, PolicyLoss
 from rl.monitors import GrpoMetrics, observe
 from rl.rewards import Component, Mixed, Scores
 from rl.step_credit import Mix, outcome_alone
-from rl.update import Rollout, Used, update
+from rl.update import Rollout, UpdateRecord, update
 
 
 class Policy(Protocol):
@@ -119,7 +117,7 @@ def train_grpo(
     stop: Callable[[], bool] = lambda: False,
     recall: Callable[[int], Iterable[Completion]] = lambda step: (),
     on_rollouts: Callable[[int, Sequence[Rollout]], None] = lambda step, rollouts: None,
-    on_updates: Callable[[Sequence[Used]], None] = lambda used: None,
+    on_updates: Callable[[Sequence[UpdateRecord]], None] = lambda records: None,
     on_step: Callable[[GrpoMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     over: Callable[[Learner], bool] = lambda learner: False,
@@ -135,7 +133,7 @@ def train_grpo(
     critic = settings.critic
     head = ((HEAD, critic.learning_rate),) if critic else ()
     every = settings.checkpoint_steps and settings.checkpoint_steps * settings.each_step
-    how = replace(settings, checkpoint_steps=every, optimizer=replace(settings.optimizer, apart=head))
+    how = replace(settings, checkpoint_steps=every, optimizer=replace(settings.optimizer, own_rates=head))
     total = settings.steps * settings.each_step
     with (
         value_head(model, critic.detached) if critic else nullcontext(),
@@ -159,8 +157,8 @@ def train_grpo(
             on_rollouts(step + 1, rollouts)
             sampled = time.perf_counter()
             trained = [r for r in rollouts if r.trained]
-            made, used = update(learner, now, step + 1, trained, len(rollouts) / draws)
-            on_updates(used)
+            made, records = update(learner, now, step + 1, trained, len(rollouts) / draws)
+            on_updates(records)
             seconds = (sampled - started, time.perf_counter() - sampled)
             on_step(observe(now, step + 1, rollouts, draws, made, seconds))
             learner.save_if_due({}, stop)
@@ -213,15 +211,15 @@ def complete(
     return [found[r.key] for r in requests]
 
 
-def _mixed(settings: GrpoSettings, completions: Sequence[Completion], said: Sequence[Any]) -> list[Mixed]:
+def _mixed(settings: GrpoSettings, completions: Sequence[Completion], results: Sequence[Any]) -> list[Mixed]:
     """The rewards of whole groups from the result of a `Reward`, with the soft overlong punishment if it is on."""
     longest = settings.sampling.max_tokens
     if settings.reward:
-        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, said, strict=True)]
+        scored = [rewards.Sampled(c.token_ids, scores) for c, scores in zip(completions, results, strict=True)]
         groups = [scored[i : i + settings.group] for i in range(0, len(scored), settings.group)]
         found = [mixture for group in groups for mixture in rewards.mixed(settings.reward, group, longest)]
     else:
-        found = [Mixed(None if reward is None or math.isnan(reward) else reward) for reward in said]
+        found = [Mixed(None if reward is None or math.isnan(reward) else reward) for reward in results]
     if settings.overlong != "punish":
         return found
     falls = [credit.soft_overlong(len(c.token_ids), longest, settings.overlong_buffer) for c in completions]

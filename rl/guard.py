@@ -58,7 +58,7 @@ class Guard:
         self.alarms: dict[str, Alarm] = {}
         self.rolled_back_to: int | None = None
 
-    def hear(self, metrics: Any) -> None:
+    def record(self, metrics: Any) -> None:
         """Record the metrics of a step (such as `rl.monitors.GrpoMetrics`)."""
         for name, value in figures(metrics).items():
             self._history.add(metrics.step, name, value)
@@ -139,7 +139,7 @@ class Guard:
         self._store.append("metrics", [{"run": self._run, "step": step, "name": name, "value": value}])
         self._log(step, {name: value})
 
-    def told(self) -> dict[str, str]:
+    def card_entries(self) -> dict[str, str]:
         """For the student's card: the step that it comes from, if that is not the last."""
         if self.rolled_back_to is None:
             return {}

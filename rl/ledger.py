@@ -25,7 +25,7 @@ from pipeline.fingerprint import canonical
 from pipeline.stage import stop_check
 from rl.grpo import request
 from rl.rewards import Scores
-from rl.update import Rollout, Used, aligned
+from rl.update import Rollout, UpdateRecord, aligned
 
 INGEST_STEPS = 10
 
@@ -101,8 +101,8 @@ class Ledger:
             "advantage": rollout.advantage,
             "used": rollout.trained,
             "teacher_logprobs": list(rollout.teacher) or None,
-            "state_values": aligned(completion, rollout.assessed.values, None) if rollout.assessed else None,
-            "value_targets": aligned(completion, rollout.assessed.targets, None) if rollout.assessed else None,
+            "state_values": aligned(completion, rollout.assessment.values, None) if rollout.assessment else None,
+            "value_targets": aligned(completion, rollout.assessment.targets, None) if rollout.assessment else None,
             "step_rewards": list(rollout.steps) or None,
             "components": json.dumps(dict(rollout.components)) if rollout.components else None,
             "advantages": list(rollout.advantages) if len(set(rollout.advantages)) > 1 else None,
@@ -110,19 +110,19 @@ class Ledger:
         row = trace_row(replace(trace, key=key), keys.prompt_key(problem))
         return [row], list(verdicts.values()), [facts]
 
-    def learned(self, used: Sequence[Used]) -> None:
+    def learned(self, records: Sequence[UpdateRecord]) -> None:
         """Store what an update learned from each rollout. An update repeated after a crash gives the same rows."""
         rows = [
             {
                 "run": self._run,
-                "optimizer_step": one.update,
-                "trace_key": self._key(one.rollout),
-                "weight": one.weight,
-                "logprobs": list(one.logprobs),
-                "old_logprobs": list(one.old) or None,
-                "reference_logprobs": list(one.reference) or None,
+                "optimizer_step": record.update,
+                "trace_key": self._key(record.rollout),
+                "weight": record.weight,
+                "logprobs": list(record.logprobs),
+                "old_logprobs": list(record.old) or None,
+                "reference_logprobs": list(record.reference) or None,
             }
-            for one in used
+            for record in records
         ]
         self._store.append("updates", rows)
 

@@ -1,5 +1,5 @@
-"""The metrics of a GRPO step: means over its rollouts, and what the updates did. `of_samples` computes those that any
-step with samples reports."""
+"""The metrics of a GRPO step: means over its rollouts, and what the updates did. `sample_metrics` computes those that
+any step with samples reports."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from distill.engines.base import response_of
 from distill.types import Finish
 from distill.voting import ballot
 from rl.step_credit import log_ratios
-from rl.update import Made, Rollout, logprobs, sampled
+from rl.update import Rollout, UpdateMetrics, logprobs, sampled
 
 if TYPE_CHECKING:
     from rl.grpo import GrpoSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Samples:
+class SampleMetrics:
     """What every step with samples reports about them, for any objective: means, NaN if undefined. ``entropy`` is
     estimated by -log p of the sampled tokens (nats per token); ``verifications`` and ``corrections`` count the phrases
     of two behaviours per rollout (`distill.behaviours`)."""
@@ -36,7 +36,7 @@ class Samples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrpoMetrics(Made, Samples):
+class GrpoMetrics(UpdateMetrics, SampleMetrics):
     """After step ``step`` (from 1) of ``total``: what the updates did, what the samples were like, and the following
     means over all rollouts; NaN if undefined.
 
@@ -68,15 +68,15 @@ def observe(
     step: int,
     rollouts: Sequence[Rollout],
     draws: int,
-    made: Made,
+    updates: UpdateMetrics,
     seconds: tuple[float, float],
 ) -> GrpoMetrics:
     groups = [rollouts[i : i + settings.group] for i in range(0, len(rollouts), settings.group)]
     judged = [[r.reward for r in group if r.reward is not None] for group in groups]
     compared = judged if settings.group > 1 else []
     return GrpoMetrics(
-        **asdict(made),
-        **asdict(of_samples(rollouts)),
+        **asdict(updates),
+        **asdict(sample_metrics(rollouts)),
         step=step,
         total=settings.steps,
         reward_std=_mean([_deviation(values) for values in compared]),
@@ -92,9 +92,9 @@ def observe(
     )
 
 
-def of_samples(rollouts: Sequence[Rollout]) -> Samples:
+def sample_metrics(rollouts: Sequence[Rollout]) -> SampleMetrics:
     rewards = [r.reward for r in rollouts if r.reward is not None]
-    return Samples(
+    return SampleMetrics(
         reward=_mean(rewards),
         unverifiable=1 - len(rewards) / len(rollouts),
         length=_mean([float(len(r.completion.token_ids)) for r in rollouts]),
@@ -112,8 +112,8 @@ def _phrases(behaviour: str, rollouts: Sequence[Rollout]) -> float:
 
 
 def _teacher_kl(rollouts: Sequence[Rollout]) -> float:
-    told = [r for r in rollouts if r.teacher]
-    return -_mean([d for r in told for d in _at_sampled(r, log_ratios(r.completion, r.teacher))])
+    taught = [r for r in rollouts if r.teacher]
+    return -_mean([d for r in taught for d in _at_sampled(r, log_ratios(r.completion, r.teacher))])
 
 
 def _at_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
@@ -123,8 +123,10 @@ def _at_sampled(rollout: Rollout, values: Sequence[float]) -> Iterator[float]:
 
 def _explained(rollouts: Sequence[Rollout]) -> float:
     """1 - Var(target - value) / Var(target), over all tokens; NaN if all targets are equal."""
-    assessed = [r.assessed for r in rollouts if r.assessed]
-    values, targets = (list(chain.from_iterable(getattr(a, name) for a in assessed)) for name in ("values", "targets"))
+    assessments = [r.assessment for r in rollouts if r.assessment]
+    values, targets = (
+        list(chain.from_iterable(getattr(a, name) for a in assessments)) for name in ("values", "targets")
+    )
     errors = [target - value for target, value in zip(targets, values, strict=True)]
     whole = _deviation(targets) ** 2
     return 1 - _deviation(errors) ** 2 / whole if whole > 0 else math.nan

@@ -233,9 +233,9 @@ def _weighted(component: Component, values: Sequence[float | None]) -> list[floa
     """A component's terms of the weighted sum; None if it leaves a sample without a reward."""
     if not component.weight:
         return [0.0] * len(values)
-    said = [value for value in values if value is not None]
-    unsaid = _mean(said) if component.optional else None
-    filled = [unsaid if value is None else value for value in values]
+    known = [value for value in values if value is not None]
+    substitute = _mean(known) if component.optional else None
+    filled = [substitute if value is None else value for value in values]
     return [None if value is None else component.weight * value for value in filled]
 
 

@@ -63,24 +63,24 @@ class Mixture:
             self.teacher.attach(learner)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
-        told = self.teacher([r.completion for r in rollouts]) if self.teacher else [()] * len(rollouts)
+        teacher_logprobs = self.teacher([r.completion for r in rollouts]) if self.teacher else [()] * len(rollouts)
         steps = self.steps(rollouts) if self.steps else [()] * len(rollouts)
         earned = _of_groups(rollouts, steps, self.step_form) if self.steps else [()] * len(rollouts)
-        mixed = [self._mixed(*row) for row in zip(rollouts, told, earned, strict=True)]
+        mixed = [self._mixed(*row) for row in zip(rollouts, teacher_logprobs, earned, strict=True)]
         return [replace(r, steps=tuple(value for _, value in row)) for r, row in zip(mixed, steps, strict=True)]
 
-    def _mixed(self, rollout: Rollout, told: Sequence[float], earned: Sequence[float]) -> Rollout:
+    def _mixed(self, rollout: Rollout, teacher_logprobs: Sequence[float], earned: Sequence[float]) -> Rollout:
         own = [self.outcome * a if rollout.trained else 0.0 for a in rollout.advantages]
         terms: list[tuple[float, Sequence[float]]] = []
         if self.teacher:
-            terms.append((self.teacher_weight, log_ratios(rollout.completion, told)))
+            terms.append((self.teacher_weight, log_ratios(rollout.completion, teacher_logprobs)))
         if self.steps:
             terms.append((self.step_weight, earned))
         total = [a + sum(w * values[t] for w, values in terms) for t, a in enumerate(own)]
         sampled = len(rollout.completion.token_ids) > len(rollout.completion.forced)
         left_out = self.leave_out_cut and rollout.completion.finish is Finish.LENGTH
         trained = sampled and not left_out and any(total)
-        return replace(rollout, advantages=tuple(total), trained=trained, teacher=tuple(told))
+        return replace(rollout, advantages=tuple(total), trained=trained, teacher=tuple(teacher_logprobs))
 
 
 def log_ratios(completion: Completion, teacher: Sequence[float]) -> list[float]:

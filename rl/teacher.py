@@ -59,10 +59,10 @@ class TransformersTeacher:
 
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
         rows = [from_tokens(c.key, c.prompt_ids, c.token_ids) for c in completions if c.token_ids]
-        scores = iter(self._scores(rows))
-        return [next(scores) if c.token_ids else [] for c in completions]
+        logprobs = iter(self._logprobs(rows))
+        return [next(logprobs) if c.token_ids else [] for c in completions]
 
-    def _scores(self, rows: Sequence[Example]) -> list[list[float]]:
+    def _logprobs(self, rows: Sequence[Example]) -> list[list[float]]:
         if self._learner is None or (ranks := self._learner.ranks) is None:
             return likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature)
         shares = [rows[rank :: ranks.size] for rank in range(ranks.size)]
@@ -87,8 +87,8 @@ class VllmTeacher:
     engine: VllmEngine | VllmReplicas
 
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
-        told = self.engine.score([(*c.prompt_ids, *c.token_ids) for c in completions])
-        scores = [row[len(c.prompt_ids) :] for row, c in zip(told, completions, strict=True)]
+        logprobs = self.engine.score([(*c.prompt_ids, *c.token_ids) for c in completions])
+        scores = [row[len(c.prompt_ids) :] for row, c in zip(logprobs, completions, strict=True)]
         if any(math.isnan(value) for row in scores for value in row):
             raise PipelineError("vllm scored a response with something that is no number: the teacher is broken")
         return scores

@@ -21,7 +21,7 @@ from torch import Tensor
 from distill.randomness import shuffled
 from distill.training.batching import Example
 from distill.training.learner import Learner
-from distill.training.passes import Row, Scored
+from distill.training.passes import Row, RowScores
 from distill.types import Completion, Problem
 from pipeline.errors import InputError
 from rl import loss
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Assessed:
+class Assessment:
     """The trainer's figures for a rollout's sampled tokens under the weights that sampled: ``logprobs``, those of the
     ``reference`` if a KL penalty is in the reward, the ``values`` of the value head, and the ``targets`` that it
     learns (`rl.critic`)."""
@@ -49,7 +49,7 @@ class Rollout:
     ``components`` are those of the reward, by name. ``advantages`` has one entry for each token of the
     completion: credit is per token from the start. ``trained`` means that it takes part in the updates of this step.
     ``teacher`` are a teacher's log-probabilities of the tokens, ``steps`` the rewards of its steps, if there are any
-    (`rl.step_credit`). ``assessed`` is set if a value head is the baseline.
+    (`rl.step_credit`). ``assessment`` is set if a value head is the baseline.
     """
 
     step: int
@@ -62,7 +62,7 @@ class Rollout:
     components: Mapping[str, float | None] = field(default_factory=dict)
     teacher: tuple[float, ...] = ()
     steps: tuple[float, ...] = ()
-    assessed: Assessed | None = None
+    assessment: Assessment | None = None
 
     @property
     def advantage(self) -> float:
@@ -73,7 +73,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class UpdateMetrics:
     """What the updates of a step did, by metric name, over trained tokens; NaN if not computed.
 
     Under the weights that sampled: ``ratio_max`` is the largest trainer-to-engine ratio before correction,
@@ -103,7 +103,7 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class UpdateRecord:
     """Records that optimizer update ``update`` (from 1) learned from a rollout. ``logprobs`` are the trainer's own of
     its sampled tokens, under the weights before that update; each has ``weight`` in the loss. ``old`` are those under
     the weights that sampled, if a step makes several updates; ``reference`` those that a KL term compares with.
@@ -119,37 +119,36 @@ class Used:
 
 def update(
     learner: Learner, settings: GrpoSettings, step: int, rollouts: Sequence[Rollout], sampled: float
-) -> tuple[Made, list[Used]]:
+) -> tuple[UpdateMetrics, list[UpdateRecord]]:
     """Make ``settings.passes`` over the rollouts of ``step`` (from 1), each of ``settings.updates`` optimizer steps.
 
     ``sampled`` is the number of rollouts of one draw of the step's problems, including those that are not learned from.
     (Refills are not counted, because they depend on the rewards.)
     """
-    rows = {id(r): row_of(r) for r in rollouts}
-    old = _before(learner, settings, rollouts, rows)
-    made, used = [], []
+    rows = _rows(learner, settings, rollouts)
+    metrics, records = [], []
     for number in range(settings.passes):
         for part in _shares(rollouts, settings.updates, settings.sampling.seed, step, number):
-            batch = [(rows[id(r)], old.get(id(r))) for r in part]
-            one, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
-            made.append(one)
-            used += [
-                Used(r, learner.done, w, s.logprobs, old.get(id(r), ()) if settings.each_step > 1 else (), s.reference)
-                for r, w, s in zip(part, weights, scored, strict=True)
-            ]
-    return _merged(made), used
+            batch = [rows[id(r)] for r in part]
+            of_update, weights, scored = _step(learner, settings, batch, sampled / settings.updates)
+            metrics.append(of_update)
+            for rollout, row, weight, scores in zip(part, batch, weights, scored, strict=True):
+                old = row.streams["old"] if settings.each_step > 1 else ()
+                records.append(UpdateRecord(rollout, learner.done, weight, scores.logprobs, old, scores.reference))
+    return _mean_metrics(metrics), records
 
 
-def _before(
-    learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout], rows: Mapping[int, Row]
-) -> dict[int, Sequence[float]]:
-    """The log-probabilities of each rollout's sampled tokens under the weights that sampled, if they are needed."""
-    known = {id(r): r.assessed.logprobs for r in rollouts if r.assessed}
-    unknown = [id(r) for r in rollouts if id(r) not in known]
+def _rows(learner: Learner, settings: GrpoSettings, rollouts: Sequence[Rollout]) -> dict[int, Row]:
+    """The training row of each rollout, by its id. If a step makes several updates, all have a stream ``old``: the
+    log-probabilities under the weights that sampled."""
+    rows = {id(r): row_of(r) for r in rollouts}
+    unknown = {name: row for name, row in rows.items() if "old" not in row.streams}
     if settings.each_step == 1 or not unknown:
-        return known
-    scored = learner.score([rows[r] for r in unknown], settings.sampling.temperature)
-    return known | {r: s.logprobs for r, s in zip(unknown, scored, strict=True)}
+        return rows
+    scored = learner.score(list(unknown.values()), settings.sampling.temperature)
+    for (name, row), scores in zip(unknown.items(), scored, strict=True):
+        rows[name] = Row(row.example, {**row.streams, "old": scores.logprobs})
+    return rows
 
 
 def _shares(rollouts: Sequence[Rollout], count: int, seed: int, step: int, number: int) -> list[list[Rollout]]:
@@ -181,9 +180,10 @@ def row_of(rollout: Rollout) -> Row:
         "advantage": list(compress(rollout.advantages, chosen)),
         "engine": list(compress(logprobs(completion), chosen)),
     }
-    if rollout.assessed:
-        streams |= {"expected": rollout.assessed.values, "target": rollout.assessed.targets}
-        streams |= {"reference": rollout.assessed.reference} if rollout.assessed.reference else {}
+    if rollout.assessment:
+        streams |= {"old": rollout.assessment.logprobs}
+        streams |= {"expected": rollout.assessment.values, "target": rollout.assessment.targets}
+        streams |= {"reference": rollout.assessment.reference} if rollout.assessment.reference else {}
     return Row(example, streams)
 
 
@@ -195,44 +195,41 @@ def logprobs(completion: Completion) -> Sequence[float]:
 
 
 def _step(
-    learner: Learner, settings: GrpoSettings, rows: list[tuple[Row, Sequence[float] | None]], sampled: float
-) -> tuple[Made, Sequence[float], list[Scored]]:
-    """One optimizer step on ``rows``, each with its old log-probabilities unless they are the current ones. Also
-    returns each row's weight in the loss, and its scores."""
+    learner: Learner, settings: GrpoSettings, rows: Sequence[Row], sampled: float
+) -> tuple[UpdateMetrics, Sequence[float], list[RowScores]]:
+    """One optimizer step on ``rows``. Also returns each row's weight in the loss, and its scores."""
     if not rows:
         learner.skip()
-        return Made(), [], []
-    lengths = [row.example.supervised for row, _ in rows]
+        return UpdateMetrics(), [], []
     weights = loss.token_weights(
-        lengths,
+        [row.example.supervised for row in rows],
         settings.aggregation,
         longest=settings.sampling.max_tokens,
-        micro_batches=learner.cut([row.example for row, _ in rows]),
+        micro_batches=learner.micro_batches([row.example for row in rows]),
         sampled=sampled,
     )
     batch = []
-    for index, ((row, old), length, weight) in enumerate(zip(rows, lengths, weights, strict=True)):
-        streams = {**row.streams, "weight": [weight] * length, "row": [float(index)] * length}
-        batch.append(Row(row.example, streams if old is None else {**streams, "old": old}))
+    for index, (row, weight) in enumerate(zip(rows, weights, strict=True)):
+        length = row.example.supervised
+        batch.append(Row(row.example, {**row.streams, "weight": [weight] * length, "row": [float(index)] * length}))
     policy, temperature = settings.loss, settings.sampling.temperature
     scored = learner.gradients(
         batch, settings.objective, temperature=temperature, reference=policy.kl > 0, entropy=True
     )  # fmt: skip
     norm, rate = learner.update()
-    before = [s.logprobs if values is None else values for s, (_, values) in zip(scored, rows, strict=True)]
-    return _accounted(policy, batch, scored, before, norm, rate), weights, scored
+    return _update_metrics(policy, batch, scored, norm, rate), weights, scored
 
 
-def _accounted(
-    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[Scored], before: Sequence[Sequence[float]],
-    norm: float, rate: float,
-) -> Made:  # fmt: skip
+def _update_metrics(
+    policy: loss.PolicyLoss, batch: Sequence[Row], scored: Sequence[RowScores], norm: float, rate: float
+) -> UpdateMetrics:
     """What an update did, over the tokens that it learned from."""
 
     def stream(name: str) -> Tensor:
         return _flat([row.streams[name] for row in batch])
 
-    present, old, reference = _flat([s.logprobs for s in scored]), _flat(before), _flat([s.reference for s in scored])
+    present, reference = _flat([s.logprobs for s in scored]), _flat([s.reference for s in scored])
+    old = _flat([row.streams.get("old", s.logprobs) for row, s in zip(batch, scored, strict=True)])
     rows, engine, correction = stream("row"), stream("engine"), policy.correction
     ratios = loss.engine_ratios(old, engine, rows, correction.level)
     weighed = loss.engine_weights(old, engine, rows, correction)
@@ -240,7 +237,7 @@ def _accounted(
     rho = loss.ratio(present, old, rows, policy.level)
     low, high = loss.clip_fractions(rho, stream("advantage"), policy)
     errors = _flat([s.values for s in scored]) - stream("target") if "target" in batch[0].streams else None
-    return Made(
+    return UpdateMetrics(
         grad_norm=norm,
         learning_rate=rate,
         tokens=sum(len(row.example) for row in batch),
@@ -262,13 +259,13 @@ def _flat(values: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(list(chain.from_iterable(values)), dtype=torch.float64)
 
 
-def _merged(made: Sequence[Made]) -> Made:
+def _mean_metrics(updates: Sequence[UpdateMetrics]) -> UpdateMetrics:
     """The updates of a step as one: the last learning rate, the sum of tokens, the largest ratio, and means of the rest
     over the updates that learned."""
-    learned = [m for m in made if m.tokens]
+    learned = [m for m in updates if m.tokens]
     if len(learned) < 2:
-        return learned[0] if learned else made[-1]
-    columns = {one.name: [getattr(m, one.name) for m in learned] for one in fields(Made)}
+        return learned[0] if learned else updates[-1]
+    columns = {one.name: [getattr(m, one.name) for m in learned] for one in fields(UpdateMetrics)}
     means = {name: math.fsum(column) / len(learned) for name, column in columns.items()}
     whole = {"learning_rate": learned[-1].learning_rate, "tokens": sum(columns["tokens"])}
-    return Made(**means | whole | {"ratio_max": max(columns["ratio_max"])})
+    return UpdateMetrics(**means | whole | {"ratio_max": max(columns["ratio_max"])})

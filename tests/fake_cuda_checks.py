@@ -29,12 +29,12 @@ from distill.training.early_stopping import Best, Heldout
 from distill.training.export import export_student
 from distill.training.forward import logprobs, pack
 from distill.training.loop import TrainSettings, train
-from distill.training.lora import add_lora
 from distill.training.memory import free_memory, weights_of
 from distill.training.optimizer import OptimizerSettings
 from distill.training.passes import likelihoods
 from distill.training.session import learning
-from distill.training.trials import endless
+from distill.training.student import add_lora
+from distill.training.trials import count_unfinished
 from distill.types import Request, Sampling
 from distill.verifiers import settled
 from pipeline.errors import InputError
@@ -219,7 +219,7 @@ def test_a_student_whose_training_was_cut_up_is_asked_on_a_gpu_with_room(
     network = model(lora=True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, MEMORY))
     asked = [Request("a", ({"role": "user", "content": "a"},), Sampling(max_tokens=2))]
-    assert endless(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
+    assert count_unfinished(network, chat_tokenizer(), asked, lambda: False) in (0, 1)
     assert network.device.type == device
 
 
@@ -369,7 +369,7 @@ def test_the_best_weights_so_far_are_kept_in_the_machines_memory(tmp_path: Path)
     settings = TrainSettings(OptimizerSettings(1e-3), steps=2)
     with learning(model(lora=False).to("cuda"), settings, 2, tmp_path, "run") as learner:
         best = Best(Heldout(lambda learner: (1.0, {}), every=1), learner, {})
-        best.look()
+        best.measure_if_due()
         assert {weight.device.type for weight in best.state().values()} == {"cpu"}
 
 
@@ -393,7 +393,7 @@ def steps_of(row: int, count: int) -> StepExample:
     ids, ends = tuple((7 * t + row) % 40 for t in range(3 + 4 * count + 1)), tuple(range(6, 3 + 4 * count, 4))
     labels = tuple(None if k % 2 else float(k % 4 == 0) for k in range(count))
     mask = tuple(t - 1 in ends[::2] for t in range(len(ids)))
-    return StepExample(f"{row}", ids, mask, 1.0, 3, ends, labels)
+    return StepExample(f"{row}", ids, mask, 3, ends, labels)
 
 
 def second_step(micro_batch_tokens: int, directory: Path) -> Counts:

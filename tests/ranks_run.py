@@ -23,8 +23,8 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 from distill.training.forward import checkpoint_layers
 from distill.training.launch import run_of_several
 from distill.training.loop import TrainSettings, train
-from distill.training.lora import add_lora
 from distill.training.optimizer import OptimizerSettings
+from distill.training.student import add_lora
 from pipeline.errors import Stopped
 from rl.critic import Critic
 from rl.loss import PolicyLoss

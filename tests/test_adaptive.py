@@ -49,7 +49,7 @@ RULE = Rule(accepted=2, most=6, hopeless=0.4, unverifiable=4)
 TIME_COLUMNS = {"seconds", "created"}
 
 
-class Heard(Listener):
+class RecordingListener(Listener):
     def __init__(self) -> None:
         self.progressed: list[tuple[int, int | None, dict[str, Any]]] = []
         self.notes: list[str] = []
@@ -76,10 +76,10 @@ def load(directory: Path, *overrides: str, text: str = YAML) -> config.PipelineS
     return config.load(directory / "p.yaml", catalog.stage, overrides=list(overrides))
 
 
-def run(directory: Path, *overrides: str, text: str = YAML, targets: Sequence[str] = ()) -> Heard:
-    spec, heard = load(directory, *overrides, text=text), Heard()
-    runner.run(spec, Workspace(spec.workspace), heard, lambda: False, targets)
-    return heard
+def run(directory: Path, *overrides: str, text: str = YAML, targets: Sequence[str] = ()) -> RecordingListener:
+    spec, listener = load(directory, *overrides, text=text), RecordingListener()
+    runner.run(spec, Workspace(spec.workspace), listener, lambda: False, targets)
+    return listener
 
 
 def planned(directory: Path, *overrides: str, text: str = YAML) -> dict[str, StagePlan]:
@@ -178,11 +178,11 @@ def test_raising_the_limits_generates_only_the_missing_samples(undisturbed: Path
     before = manifest(undisturbed).figures["traces"]
     forecast = planned(tmp_path, *more)["generate"].forecast
     assert forecast and forecast.total and forecast.done == before
-    heard = run(tmp_path, *more)
+    listener = run(tmp_path, *more)
     made = len(store(tmp_path).rows("SELECT * FROM traces")) - before
     assert forecast.figures["least_calls"] <= made <= forecast.figures["calls"]
     assert forecast.figures["max_tokens"] == forecast.figures["calls"] * 96
-    assert made > 0 and heard.made <= made
+    assert made > 0 and listener.made <= made
     fresh = tmp_path / "fresh"
     run(fresh, *more)
     assert manifest(fresh, *more).digest == manifest(tmp_path, *more).digest
@@ -465,7 +465,7 @@ def test_a_run_that_was_asked_to_stop_resumes_where_it_stopped(
         return asked.is_set()
 
     with pytest.raises(Stopped):
-        runner.run(spec, Workspace(spec.workspace), Heard(), stopping)
+        runner.run(spec, Workspace(spec.workspace), RecordingListener(), stopping)
     kept = store(tmp_path).rows("SELECT * FROM traces")
     assert 0 < len(kept) <= manifest(undisturbed).figures["traces"]  # all of them if it is asked late
     forecast = planned(tmp_path)["generate"].forecast

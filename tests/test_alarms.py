@@ -105,7 +105,7 @@ def test_each_rule(metrics: dict[str, Sequence[float]], expected: list[str]) -> 
 
 def test_an_infinite_metric_raises_an_alarm_after_a_resume_and_is_not_shown(tmp_path: Path) -> None:
     @dataclass
-    class Told:
+    class StepMetrics:
         step: int
         total: int
         logprob_gap: float
@@ -121,7 +121,7 @@ def test_an_infinite_metric_raises_an_alarm_after_a_resume_and_is_not_shown(tmp_
     )
     with Recorder(store, context, ("logprob_gap", "length")) as recorder:
         for step in (1, 2):
-            recorder(Told(step, 9, math.inf))
+            recorder(StepMetrics(step, 9, math.inf))
     assert recorder.last() == {"length": 7.0}
     guard = Guard(store, "run", History(), LIMITS, tmp_path / "good", steps=9)
     assert not guard.over(SimpleNamespace(done=2))  # type: ignore[arg-type] - it needs no more of the learner
@@ -218,7 +218,7 @@ def refined(place: Path, judge: Any, on_alarm: Any = "warn", steps: int = 9, die
         train_grpo(
             model, engine, settings, sample=lambda step, draw: TRAIN, reward=ledger.reward,
             checkpoints=place / "checkpoints", recall=ledger.recall, on_rollouts=ledger.write,
-            on_step=lambda told: (recorder(told), guard.hear(told))[1], before_save=recorder.flush, over=guard.over,
+            on_step=lambda metrics: (recorder(metrics), guard.record(metrics))[1], before_save=recorder.flush, over=guard.over,
         )  # fmt: skip
     store.ingest()
     return model, store, guard, notes
@@ -251,7 +251,7 @@ def test_an_honest_run_raises_no_alarm(honest: Any) -> None:
     _, store, guard, notes = honest
     measured = [r["value"] for r in store.rows(f"SELECT value FROM metrics WHERE {HELDOUT} ORDER BY step")]
     assert measured[-1] > measured[0] + 0.3
-    assert store.rows("SELECT * FROM alarms") == [] and guard.figures() == {} and guard.told() == {}
+    assert store.rows("SELECT * FROM alarms") == [] and guard.figures() == {} and guard.card_entries() == {}
     assert not any("alarm" in note for note in notes)
 
 

@@ -52,7 +52,7 @@ class Witness:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.heard = threading.Condition(self.lock)
+        self.changed = threading.Condition(self.lock)
         self.reset()
 
     def reset(self) -> None:
@@ -64,10 +64,10 @@ class Witness:
     def act(self, handler: Handler) -> None:
         prompt, seed = handler.body["messages"][-1]["content"], handler.body["seed"]
         sample = prompt, seed
-        with self.heard:
+        with self.changed:
             turn = self.asked[sample]
             self.asked[sample] += 1
-            self.heard.notify_all()
+            self.changed.notify_all()
         chance = random.Random(f"{prompt} {seed} {turn}").random() if turn < 3 else 1.0
         threading.Event().wait(0.002 + 0.01 * random.Random(str(seed)).random())
         if chance < 0.03:
@@ -96,9 +96,9 @@ class Witness:
 
     def wait_for(self, calls: int, process: Command) -> None:
         """Wait until ``calls`` calls were made in total, or the process has ended."""
-        with self.heard:
+        with self.changed:
             while sum(self.asked.values()) < calls and process.poll() is None:
-                self.heard.wait(0.2)
+                self.changed.wait(0.2)
 
 
 @pytest.fixture

@@ -124,8 +124,8 @@ def test_escape_sequences_of_a_model_are_not_written(capsys: pytest.CaptureFixtu
 
 def test_the_answer_of_an_endpoint_is_shown_while_it_arrives(ask: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
-    tell = Speaker.tell
-    monkeypatch.setattr(Speaker, "tell", lambda self, so_far: (shown.append(so_far.text), tell(self, so_far))[1])
+    show = Speaker.show
+    monkeypatch.setattr(Speaker, "show", lambda self, so_far: (shown.append(so_far.text), show(self, so_far))[1])
     with serving() as server:
         first = streamed(
             {"reasoning_content": "Two threes"}, {"content": "It "}, {"content": "is 6."},
@@ -234,9 +234,9 @@ def test_a_missing_answer_is_reported_after_the_notes_of_the_engine(
 def test_the_notes_of_an_engine_wait_until_the_answer_is_complete() -> None:
     out = io.StringIO()
     aside = Aside(out)
-    aside.tell("loading")
+    aside.show("loading")
     with aside.waiting():
-        aside.tell("one call made again")
+        aside.show("one call made again")
         assert out.getvalue() == "loading\n"
     assert out.getvalue() == "loading\none call made again\n"
 

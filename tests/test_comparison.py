@@ -11,7 +11,7 @@ from test_report import run_pipeline
 
 from distill import comparison
 from distill.cli.compare import compare
-from distill.stages import evaluate
+from distill.stages import common, evaluate
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Identity, Manifest
@@ -122,7 +122,7 @@ def test_the_protocol_is_everything_but_the_model_that_a_score_depends_on(tmp_pa
         figures = {"verifiers": list(verifiers)}
         made = Manifest("problems", "f", Identity("problems", 1, {}, {}, {}), digest, figures, 0.0, "")
         context = StageContext("e", "evaluate", "f", tmp_path, {"problems": made}, tmp_path, tmp_path, FileHashes())
-        return evaluate.protocol(context, evaluate.EvaluateSettings.model_validate(usual | changes))
+        return common.protocol(context, evaluate.EvaluateSettings.model_validate(usual | changes), evaluate.PROTOCOL)
 
     others: list[dict[str, Any]] = [
         {"digest": "e"}, {"verifiers": ("math", "exact")}, {"sampling": {"max_tokens": 7}}, {"samples": 2},

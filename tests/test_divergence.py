@@ -24,7 +24,7 @@ from distill.store import Store  # noqa: E402
 from distill.training import forward  # noqa: E402
 from distill.training.batching import Order  # noqa: E402
 from distill.training.conversations import conversation, from_messages  # noqa: E402
-from distill.training.divergence import Agreement, coarsened, generalised_jsd  # noqa: E402
+from distill.training.divergence import NegativeDivergence, coarsened, generalised_jsd  # noqa: E402
 from distill.training.forward import pack  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
@@ -84,7 +84,7 @@ def test_packed_and_chunked_equals_autograd_on_full_logits(
         total = total + generalised_jsd(*coarsened(p, q, top_k), beta).sum()
     total.backward()
     monkeypatch.setattr(forward, "CHUNK", 2 * VOCABULARY * 7)  # seven tokens at a time
-    value = -Agreement(teacher, beta, top_k)(packed, pack(rows)).logprobs.sum()
+    value = -NegativeDivergence(teacher, beta, top_k)(packed, pack(rows)).logprobs.sum()
     value.backward()
     assert value.item() == pytest.approx(total.item(), rel=1e-4)
     for (name, one), other in zip(packed.named_parameters(), plain.parameters(), strict=True):
@@ -117,7 +117,7 @@ def gkd(
     teacher.lm_head.weight.data = teacher.lm_head.weight.data.roll(7, 0)
     train(
         model, source, settings, checkpoints=directory, stop=stop, on_step=metrics.append,
-        measure=Agreement(teacher.requires_grad_(False).eval(), 1.0),
+        measure=NegativeDivergence(teacher.requires_grad_(False).eval(), 1.0),
     )  # fmt: skip
     return metrics, sampled
 

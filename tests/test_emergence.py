@@ -15,10 +15,10 @@ from distill.store.records import problem_row, trace_row
 from distill.types import Finish, Problem, Sampling, Trace, Verdict
 from pipeline.manifest import Identity, Manifest
 
-Said = tuple[int, str, str]
+Sample = tuple[int, str, str]
 """The step of a rollout, its thinking, and its answer; ``{right}`` stands for the right one."""
 
-CHECKING: list[Said] = [
+CHECKING: list[Sample] = [
     (1, "12 + 7 = 20", "{right}"),
     (1, "12 + 7 = 20", "0"),
     (2, "The answer is 0. Wait, let me check: it is {right}.", "{right}"),
@@ -26,18 +26,18 @@ CHECKING: list[Said] = [
 ]
 
 
-def keep_rollouts(store: Store, run: str, said: Sequence[Said], family: str = "calc") -> None:
+def keep_rollouts(store: Store, run: str, samples: Sequence[Sample], family: str = "calc") -> None:
     """Store rollouts of one family, each of a different problem."""
-    problems = [catalog.resolve("families", family)().generate(9, i, "train") for i in range(len(said))]
-    rows = [_rollout(run, at, problem, one) for at, (problem, one) in enumerate(zip(problems, said, strict=True))]
+    problems = [catalog.resolve("families", family)().generate(9, i, "train") for i in range(len(samples))]
+    rows = [_rollout(run, at, problem, one) for at, (problem, one) in enumerate(zip(problems, samples, strict=True))]
     store.append("problems", [problem_row(problem) for problem in problems])
     store.append("traces", [trace for trace, _ in rows])
     store.append("rollouts", [rollout for _, rollout in rows])
     store.ingest()
 
 
-def _rollout(run: str, at: int, problem: Problem, said: Said) -> tuple[dict[str, Any], dict[str, Any]]:
-    step, thinking, answer = said[0], *(text.replace("{right}", problem.reference) for text in said[1:])
+def _rollout(run: str, at: int, problem: Problem, sample: Sample) -> tuple[dict[str, Any], dict[str, Any]]:
+    step, thinking, answer = sample[0], *(text.replace("{right}", problem.reference) for text in sample[1:])
     key = keys.rollout_key(run, step, keys.problem_key(problem), at)
     trace = Trace(
         key, problem.id, run, "transformers", Sampling(), at, problem.prompt, thinking, answer, True,
@@ -52,12 +52,12 @@ def _rollout(run: str, at: int, problem: Problem, said: Said) -> tuple[dict[str,
 
 
 def judge(asked: Iterable[emergence.Asked]) -> Iterator[tuple[Any, Verdict]]:
-    return ((key, verifiers.judge(verifiers.build(spec), problem, said)) for key, spec, problem, said in asked)
+    return ((key, verifiers.judge(verifiers.build(spec), problem, response)) for key, spec, problem, response in asked)
 
 
-def observed(where: Path, said: Sequence[Said], **looking: Any) -> dict[str, Any]:
+def observed(where: Path, samples: Sequence[Sample], **looking: Any) -> dict[str, Any]:
     store = Store(where)
-    keep_rollouts(store, "run", said)
+    keep_rollouts(store, "run", samples)
     made = Manifest("grpo", "run", Identity("grpo", 1, {"verifier": None}, {}, {}), "", {}, 0.0, "")
     found = emergence.observe(store, made, emergence.Looking(**looking), judge)
     assert found is not None
@@ -74,7 +74,7 @@ def test_behaviours_are_shares_of_rollouts_with_what_they_earn(tmp_path: Path) -
 
 
 def test_a_correction_is_classified_by_its_effect(tmp_path: Path) -> None:
-    said = [
+    samples = [
         (1, "The answer is 0. Wait.", "{right}"),
         (1, "The answer is {right}. Wait.", "0"),
         (1, "The answer is 0. Wait.", "1"),
@@ -82,7 +82,7 @@ def test_a_correction_is_classified_by_its_effect(tmp_path: Path) -> None:
         (1, "The answer is {right}.", "{right}"),  # an answer is named and not changed
         (1, "12 + 7 = 20", "{right}"),  # no answer is named
     ]
-    found = observed(tmp_path, said)
+    found = observed(tmp_path, samples)
     every = {"wrong to right": 1, "right to wrong": 1, "wrong to wrong": 1, "right in other words": 1}
     assert found["changes"] == [every] and found["changes_by_source"] == {"calc": every}
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from chat_server import Handler, Server, cut, malformed, reply, serving, status, streamed
 
-from distill import generation
+from distill import generation, truncation
 from distill.engines import openai, pacing
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import Prices
@@ -280,7 +280,7 @@ def test_traces_with_counts_and_cost_reach_the_store(server: Server, tmp_path: A
     context: Any = SimpleNamespace(
         stopping=lambda: False, progress=lambda done, total, **figures: shown.append(figures)
     )
-    generation.make_traces(store, samples, lambda: opened(server.url, price_output=1e6), context)
+    truncation.make_whole(store, samples, lambda: opened(server.url, price_output=1e6), context)
     rows = store.rows("SELECT * EXCLUDE (created) FROM traces")
     assert [(r["prompt_tokens"], r["thinking_tokens"] + r["answer_tokens"], r["thinking"]) for r in rows] == [
         (7, 30, "2 + 2")
@@ -298,8 +298,8 @@ def test_a_cap_keeps_what_was_paid_for(server: Server, tmp_path: Any) -> None:
     context: Any = SimpleNamespace(stopping=lambda: False, progress=lambda *args, **figures: None)
     store = Store(tmp_path)
     with pytest.raises(CapReached):
-        generation.make_traces(store, samples, lambda: opened(server.url, price_output=1e4, max_cost=2.0), context)
+        truncation.make_whole(store, samples, lambda: opened(server.url, price_output=1e4, max_cost=2.0), context)
     first = store.present("traces", [w.key for w in samples])
     assert len(first) == sum(server.asked.values()) > 0
-    generation.make_traces(store, samples, lambda: opened(server.url), context)
+    truncation.make_whole(store, samples, lambda: opened(server.url), context)
     assert len(store.present("traces", [w.key for w in samples])) == 20 == sum(server.asked.values())

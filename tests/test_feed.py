@@ -55,7 +55,7 @@ def test_a_feed_waits_while_no_request_is_open() -> None:
 def test_a_feed_ends_when_the_run_is_stopped() -> None:
     stopped = iter([False, True])
     feed = Feed(lambda: next(stopped))
-    threading.Thread(target=feed.tell).start()
+    threading.Thread(target=feed.notify).start()
     assert list(feed) == []
 
 

@@ -29,9 +29,9 @@ from distill.training.batching import Example, from_tokens  # noqa: E402
 from distill.training.export import export_student  # noqa: E402
 from distill.training.forward import check_packing, checkpoint_layers, logprobs, pack  # noqa: E402
 from distill.training.loop import TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from pipeline.errors import Stopped  # noqa: E402
 from rl.loss import PolicyLoss  # noqa: E402
 
@@ -111,11 +111,11 @@ class Planned(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[bool] = []
+        self.used: list[bool] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            self.told.append(torch.backends.cuda.cudnn_sdp_enabled())
+            self.used.append(torch.backends.cuda.cudnn_sdp_enabled())
         return func(*args, **kwargs or {})
 
 
@@ -125,7 +125,7 @@ def test_no_kernel_is_planned_for_each_shape_of_a_pack(device: str) -> None:
     network, batch = made_of("checkpointing").to(device).train(), pack(probes(20, 23, 31), device)
     with Planned() as planned:
         logprobs(network, batch).sum().backward()
-    assert len(planned.told) >= 2 and not any(planned.told)
+    assert len(planned.used) >= 2 and not any(planned.used)
     assert torch.backends.cuda.cudnn_sdp_enabled()
 
 

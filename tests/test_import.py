@@ -49,7 +49,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-class Heard(Listener):
+class RecordingListener(Listener):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
@@ -92,9 +92,9 @@ def test_traces_in_columns_are_imported_verified_and_selected(tmp_path: Path) ->
 def test_traces_without_thinking_are_noted(tmp_path: Path, text: str, noted: bool) -> None:
     """For example because their tags are not ours: a student would learn, unnoticed, to answer without reasoning."""
     rows = [{"q": "2 + 2", "said": text, "a": "#### 4"}, {"q": "1 + 3", "said": "<think>b</think>4", "a": "#### 4"}]
-    heard = Heard()
-    run(tmp_path, write(tmp_path / "t.jsonl", rows), COLUMNS.replace("thinking: thought, ", ""), listener=heard)
-    assert any("1 of 2 traces hold no thinking" in note and "`tags`" in note for note in heard.notes) == noted
+    listener = RecordingListener()
+    run(tmp_path, write(tmp_path / "t.jsonl", rows), COLUMNS.replace("thinking: thought, ", ""), listener=listener)
+    assert any("1 of 2 traces hold no thinking" in note and "`tags`" in note for note in listener.notes) == noted
 
 
 def test_the_order_of_the_file_does_not_change_the_keys_of_traces(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ stages:
 ROWS, FINISHED = 12, 4
 
 
-class Heard(Listener):
+class RecordingListener(Listener):
     def __init__(self) -> None:
         self.figures: list[dict[str, Any]] = []
         self.notes: list[str] = []
@@ -118,11 +118,11 @@ def test_calls_tokens_and_cost_are_forecast_shown_and_recorded(here: Path, serve
         ahead = planned(here).forecast
         assert ahead is not None and ahead.figures == {"calls": 12, "max_tokens": 1200, "max_cost": 12.0}
         run(here, "judged.verifier=exact")
-    heard = Heard()
-    figures = run(here, listener=heard)
+    listener = RecordingListener()
+    figures = run(here, listener=listener)
     spent = {"judge_calls": 12, "judge_prompt_tokens": 120, "judge_tokens": 240, "cost": 2.4}
-    assert spent.items() <= figures.items() and spent.items() <= heard.figures[-1].items()
-    assert any("12 answers" in note and "cost 2.4" in note for note in heard.notes)
+    assert spent.items() <= figures.items() and spent.items() <= listener.figures[-1].items()
+    assert any("12 answers" in note and "cost 2.4" in note for note in listener.notes)
     assert planned(here).status == "cached"
 
 

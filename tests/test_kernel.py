@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
-from heard import Heard
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
+from recording import RecordingListener
 
 from pipeline import config, fingerprint, runner
 from pipeline.errors import Exit, InputError, PipelineError, Stopped
@@ -125,9 +125,9 @@ def run(
     stopping: Callable[[], bool] = lambda: False,
     force: tuple[str, ...] = (),
 ) -> list[str]:
-    heard = Heard()
-    runner.run(spec, Workspace(spec.workspace), heard, stopping, targets, force)
-    return heard.ran
+    listener = RecordingListener()
+    runner.run(spec, Workspace(spec.workspace), listener, stopping, targets, force)
+    return listener.ran
 
 
 def plans(spec: config.PipelineSpec) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -239,10 +239,13 @@ def test_a_stage_that_the_settings_make_impossible_is_refused_before_anything_ru
     """Even if the impossible stage comes after others, which would run for nothing."""
     picky = replace(STAGES["count"], refuse=lambda own, figures: f"{figures[own.text]['texts']} is too few")
     monkeypatch.setitem(STAGES, "picky", replace(picky, kind="picky"))
-    heard, spec = Heard(), load(YAML + "  late: {kind: text, file: input.txt}\n  c: {kind: picky, text: late}\n")
+    listener, spec = (
+        RecordingListener(),
+        load(YAML + "  late: {kind: text, file: input.txt}\n  c: {kind: picky, text: late}\n"),
+    )
     with pytest.raises(InputError, match="stage c: 1 is too few"):
-        runner.run(spec, Workspace(spec.workspace), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(spec.workspace), listener, lambda: False)
+    assert listener.ran == []
     assert run(spec, ("sum",)) == ["text", "a", "b", "sum"]
 
 
@@ -253,10 +256,10 @@ def test_a_stage_that_has_nothing_to_do_is_not_refused(project: Path, monkeypatc
     lacking = replace(STAGES["count"], refuse=lambda own, _: "no b is known here" if own.letter == "b" else None)
     monkeypatch.setitem(STAGES, "count", lacking)
     assert run(load()) == ["a", "sum"]
-    heard = Heard()
+    listener = RecordingListener()
     with pytest.raises(InputError, match="stage b: no b is known here"):  # when forced, it has something to do
-        runner.run(load(), Workspace(spec.workspace), heard, lambda: False, force=("a", "b"))
-    assert heard.ran == []
+        runner.run(load(), Workspace(spec.workspace), listener, lambda: False, force=("a", "b"))
+    assert listener.ran == []
     Path("input.txt").write_text("other letters")
     with pytest.raises(InputError, match="stage b: no b is known here"):
         run(load())
@@ -275,18 +278,18 @@ def test_a_stage_that_must_be_made_again_is_refused_before_others_run(
     again = (lambda found: "a part of it failed") if fault == "again" else None
     lacking = replace(STAGES["last"], refuse=lambda own, _: "no b is known here", again=again)
     monkeypatch.setitem(STAGES, "last", lacking)
-    heard, spec = Heard(), load()
+    listener, spec = RecordingListener(), load()
     with pytest.raises(InputError, match="stage b: no b is known here"):
-        runner.run(spec, Workspace(spec.workspace), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(spec.workspace), listener, lambda: False)
+    assert listener.ran == []
 
 
 def test_a_stage_with_a_name_that_the_workspace_uses_is_refused_before_it_runs(project: Path) -> None:
-    heard = Heard()
+    listener = RecordingListener()
     spec = load(YAML.replace("  a:", "  work:").replace("[a, b]", "[work, b]"))
     with pytest.raises(InputError, match=r"work: is in the way of a link .* rename the stage"):
-        runner.run(spec, Workspace(spec.workspace), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(spec.workspace), listener, lambda: False)
+    assert listener.ran == []
 
 
 def test_a_stage_with_a_damaged_manifest_runs_again(project: Path) -> None:
@@ -484,7 +487,7 @@ def test_remembered_file_hashes_notice_edits(tmp_path: Path) -> None:
 def test_hashing_a_large_file_is_noted_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
 
-    class Noted(Heard):
+    class Noted(RecordingListener):
         def note(self, stage: str, text: str) -> None:
             notes.append(f"{stage}: {text}")
 
@@ -504,7 +507,7 @@ def test_hashing_a_large_file_is_noted_once(project: Path, monkeypatch: pytest.M
 def test_file_hashes_are_saved_even_if_the_run_stops(project: Path) -> None:
     spec = load()
     with pytest.raises(Stopped):
-        runner.run(spec, Workspace(spec.workspace), Heard(), lambda: True)
+        runner.run(spec, Workspace(spec.workspace), RecordingListener(), lambda: True)
     assert str(Path("input.txt").resolve()) in json.loads((spec.workspace / ".hashes.json").read_text())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from heard import Heard
+from recording import RecordingListener
 
 from distill import catalog
 from distill.cli.plan import plan
@@ -70,10 +70,10 @@ def test_a_missing_requirement_is_reported_before_any_stage_runs(
 ) -> None:
     without(package)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace("SETTING", setting))
-    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    spec, listener = config.load(tmp_path / "p.yaml", catalog.stage), RecordingListener()
     with pytest.raises(InputError, match=message) as error:
-        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(tmp_path / "runs"), listener, lambda: False)
+    assert listener.ran == []
     assert "\n" not in str(error.value)
 
 
@@ -95,12 +95,12 @@ def test_an_unavailable_model_is_reported_before_any_stage_runs(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace(", SETTING", ""))
-    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    spec, listener = config.load(tmp_path / "p.yaml", catalog.stage), RecordingListener()
     with pytest.raises(
         InputError, match=rf"stage {stage}: model org/absent: is not in the cache .* HF_HUB_OFFLINE is set"
     ):
-        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(tmp_path / "runs"), listener, lambda: False)
+    assert listener.ran == []
 
 
 def test_a_pinned_model_that_may_not_be_needed_is_not_reported_as_missing(
@@ -150,13 +150,13 @@ def test_run_and_plan_refuse_a_student_larger_than_the_machine(
     header = json.dumps({"w": {"dtype": "F32", "shape": [rows, 1024], "data_offsets": [0, 0]}}).encode()
     (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + stages.replace("embedded:student-base", str(directory)).replace("SETTING", "seed: 1"))  # fmt: skip
-    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    spec, listener = config.load(tmp_path / "p.yaml", catalog.stage), RecordingListener()
     name = list(spec.stages)[-1]
     monkeypatch.setattr(memory, "has_gpu", lambda: False)
     message = rf"stage {name}: training needs about \d+\.\d GiB \(weights .*, but \d+\.\d GiB are in this machine; "
     with pytest.raises(InputError, match=message):
-        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(tmp_path / "runs"), listener, lambda: False)
+    assert listener.ran == []
     with pytest.raises(InputError, match=message):
         plan([], tmp_path / "p.yaml", tmp_path / "w", [], None, False)
     assert "GiB of memory" in capsys.readouterr().out
@@ -168,12 +168,12 @@ def test_a_student_without_a_chat_template_is_refused_before_any_stage_runs(tmp_
     directory = tmp_path / "student"
     shutil.copytree(EMBEDDED / "student-base", directory)
     (tmp_path / "p.yaml").write_text("name: p\nstages:\n" + SFT.replace("embedded:student-base", str(directory)).replace("SETTING", "epochs: 2"))  # fmt: skip
-    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    spec, listener = config.load(tmp_path / "p.yaml", catalog.stage), RecordingListener()
     assert lacking(spec.stages["sft"].settings) is None
     (directory / "chat_template.jinja").unlink()
     with pytest.raises(InputError, match=r"stage sft: model .*/student: its tokenizer has no chat template"):
-        runner.run(spec, Workspace(tmp_path / "runs"), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(tmp_path / "runs"), listener, lambda: False)
+    assert listener.ran == []
     inside = json.loads((directory / "tokenizer_config.json").read_text()) | {"chat_template": "{{ messages }}"}
     (directory / "tokenizer_config.json").write_text(json.dumps(inside))
     assert lacking(spec.stages["sft"].settings) is None

@@ -108,11 +108,11 @@ def test_a_missing_library_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_progress_figures_are_rounded_to_four_digits(tmp_path: Path) -> None:
-    heard: list[dict[str, float]] = []
+    shown: list[dict[str, float]] = []
     with recorder(tmp_path) as record:
-        record._context.progress = lambda done, total, **figures: heard.append(figures)  # type: ignore[attr-defined]
+        record._context.progress = lambda done, total, **figures: shown.append(figures)  # type: ignore[attr-defined]
         record(Step(1, 1, 0.000062347))
-    assert heard == [{"loss": 6.235e-05}]
+    assert shown == [{"loss": 6.235e-05}]
 
 
 def test_nothing_is_imported_or_written_unless_asked_for(tmp_path: Path) -> None:

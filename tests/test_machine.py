@@ -52,7 +52,7 @@ def test_a_parent_cgroup_s_cpu_quota_bounds_the_cores(v1: bool, quota: int, expe
 def test_torch_uses_no_more_threads_than_the_cpu_quota_allows() -> None:
     """Torch respects CPU affinity by itself, but not a CPU quota."""
     code = (
-        "from distill import machine; machine._shares = lambda *_: [0.5]; machine.heed_cores()\n"
+        "from distill import machine; machine._shares = lambda *_: [0.5]; machine.limit_threads()\n"
         "import torch; print(torch.get_num_threads(), machine.cores())"
     )
     bare = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": ROOT}

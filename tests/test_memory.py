@@ -19,8 +19,7 @@ from distill.modelspec import EMBEDDED  # noqa: E402
 from distill.stages.devices import foreseen  # noqa: E402
 from distill.stages.student import StudentSettings  # noqa: E402
 from distill.training import forward, memory  # noqa: E402
-from distill.training.kernels import KEPT, NAMES, few_kernels  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
+from distill.training.allocator import KERNEL_LIMITS, KERNELS, limit_kernel_caches  # noqa: E402
 from distill.training.memory import (  # noqa: E402
     TILE,
     Training,
@@ -28,6 +27,7 @@ from distill.training.memory import (  # noqa: E402
     estimate,
     weights_of,
 )
+from distill.training.student import add_lora  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
 
 ROOT = str(Path(__file__).parent.parent)
@@ -156,12 +156,12 @@ def test_the_logits_of_a_frozen_head_are_estimated_by_tile(model: Path) -> None:
 
 
 def test_few_half_precision_kernels_are_kept_unless_the_user_sets_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = NAMES
+    first, second = KERNEL_LIMITS
     monkeypatch.setenv(first, "7")
     monkeypatch.setenv(second, "7")  # so that monkeypatch restores it afterwards
     del os.environ[second]
-    few_kernels()
-    assert os.environ[first] == "7" and os.environ[second] == str(KEPT)
+    limit_kernel_caches()
+    assert os.environ[first] == "7" and os.environ[second] == str(KERNELS)
 
 
 SHAPES = """
@@ -170,7 +170,7 @@ import sys
 import torch
 from distill.modelspec import Model
 from distill.pretrained import load
-from distill.training.session import steady
+from distill.training.session import reproducible
 
 if len(sys.argv) > 1:  # a stage has sampled in this process before
     model, _ = load(Model(sys.argv[1], ""), "bfloat16", "cpu")
@@ -179,7 +179,7 @@ if len(sys.argv) > 1:  # a stage has sampled in this process before
 def taken():
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
 
-with steady(1):
+with reproducible(1):
     for n in range(1, 1000):
         torch.zeros(n, 64, dtype=torch.bfloat16) @ torch.zeros(64, 64, dtype=torch.bfloat16)
         before = taken() if n == 300 else before if n > 300 else 0

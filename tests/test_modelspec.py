@@ -90,7 +90,7 @@ def test_hashing_a_large_model_is_announced_once(base: Path, monkeypatch: pytest
     weights = [path for path in base.iterdir() if path.suffix in CONTENT]
     monkeypatch.setattr(fingerprint, "MUCH", sum(path.stat().st_size for path in weights))
     notes: list[str] = []
-    hashes = FileHashes(tell=notes.append)
+    hashes = FileHashes(note=notes.append)
     assert identity_of(str(base), hashes) == identity_of(str(base), hashes)
     assert len(notes) == 1 and notes[0].startswith(f"reading model {base} for its content hash, once: ")
 

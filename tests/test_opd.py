@@ -35,7 +35,7 @@ from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.monitors import GrpoMetrics, observe  # noqa: E402
 from rl.step_credit import Mixture, log_ratios, step_advantages  # noqa: E402
 from rl.teacher import TransformersTeacher, VllmTeacher, check_same_tokenizer  # noqa: E402
-from rl.update import Made, Rollout  # noqa: E402
+from rl.update import Rollout, UpdateMetrics  # noqa: E402
 
 # ------------------------------------------------------------------ the estimator, on a vocabulary of 16 tokens
 
@@ -119,13 +119,13 @@ def test_metrics_of_samples_leave_out_forced_tokens() -> None:
     row = replace(row, reward=0.1, teacher=tuple(scores([row.completion])[0]))
     other = replace(row, completion=replace(row.completion, finish=Finish.LENGTH, text="4"))
     how = GrpoSettings(optimizer=OptimizerSettings(1.0), steps=1, group=3)
-    metrics = observe(how, 1, [row, other, row], 1, Made(), (0, 0))
+    metrics = observe(how, 1, [row, other, row], 1, UpdateMetrics(), (0, 0))
     assert metrics.distinct == 2 and metrics.truncated == pytest.approx(1 / 3)
     assert metrics.entropy == pytest.approx(-(STUDENT[3] + STUDENT[9]).item() / 2)
     assert metrics.teacher_kl == pytest.approx((STUDENT - THEIRS)[[3, 9]].mean().item())
     assert metrics.zero_variance == 1  # three times 0.1 has a deviation of 1e-17
     same = replace(row, completion=replace(row.completion, text="Twice 2, so the answer is 4."))
-    assert observe(how, 1, [row, other, same], 1, Made(), (0, 0)).distinct == 2  # one answer in two wordings
+    assert observe(how, 1, [row, other, same], 1, UpdateMetrics(), (0, 0)).distinct == 2  # one answer in two wordings
 
 
 def test_step_rewards_are_normalised_in_their_group_and_credit_earlier_tokens() -> None:

@@ -174,9 +174,9 @@ def test_the_head_learns_a_known_value_function(tmp_path: Path) -> None:
     assert metrics[0].value_explained == 0
     assert sum(m.value_explained for m in metrics[-5:]) / 5 > 0.8 and metrics[-1].value_error < 0.05
     for r in rollouts[-4:]:
-        assert r.assessed and r.trained
-        assert r.assessed.values == pytest.approx([r.reward] * len(r.advantages), abs=0.6)
-        assert r.assessed.targets == pytest.approx([r.reward] * len(r.advantages), abs=1e-5)
+        assert r.assessment and r.trained
+        assert r.assessment.values == pytest.approx([r.reward] * len(r.advantages), abs=0.6)
+        assert r.assessment.targets == pytest.approx([r.reward] * len(r.advantages), abs=1e-5)
 
 
 def test_ppo_learns_what_is_rewarded(tmp_path: Path) -> None:
@@ -184,8 +184,8 @@ def test_ppo_learns_what_is_rewarded(tmp_path: Path) -> None:
     first, last = (sum(m.reward for m in part) for part in (metrics[:2], metrics[-2:]))
     assert last > 3 * first
     judged = [r for r in rollouts if r.reward is not None]
-    assert all(r.trained and r.assessed for r in judged) and len(judged) < len(rollouts)
-    assert not any(r.trained or r.assessed for r in rollouts if r.reward is None)
+    assert all(r.trained and r.assessment for r in judged) and len(judged) < len(rollouts)
+    assert not any(r.trained or r.assessment for r in rollouts if r.reward is None)
     assert all(m.entropy_exact > 0 and m.value_error > 0 for m in metrics)
 
 
@@ -193,7 +193,7 @@ def test_a_filtered_rollout_gets_no_advantage_at_all(tmp_path: Path) -> None:
     """Not even the one from its group, which a value head does not use."""
     _, rollouts = grpo(student(), tmp_path, steps=1, group=4, overlong="filter", critic=CRITIC)
     left = [r for r in rollouts if not r.trained]
-    assert any(r.reward for r in left) and not any(r.assessed or r.advantage for r in left)
+    assert any(r.reward for r in left) and not any(r.assessment or r.advantage for r in left)
 
 
 def test_the_update_equals_a_plain_loop(tmp_path: Path) -> None:

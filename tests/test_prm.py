@@ -351,7 +351,7 @@ def test_steps_that_end_in_one_token_are_learned_once() -> None:
 
 
 def how(steps: int) -> TrainSettings:
-    optimizer = OptimizerSettings(3e-3, apart=((head.NAME, 3e-2),))
+    optimizer = OptimizerSettings(3e-3, own_rates=((head.NAME, 3e-2),))
     return TrainSettings(optimizer, batch_size=2, steps=steps, checkpoint_steps=1)
 
 
@@ -555,9 +555,9 @@ def test_the_head_learns_what_trl_learns_from_the_same_rows(tmp_path: Path) -> N
     rows = []
     for n, (ids, ends, labels) in enumerate(golden_prm.rows()):
         mask = tuple(t - 1 in ends for t in range(len(ids)))
-        rows.append(StepExample(str(n), tuple(ids), mask, 1.0, 4, tuple(ends), tuple(map(float, labels))))
+        rows.append(StepExample(str(n), tuple(ids), mask, 4, tuple(ends), tuple(map(float, labels))))
     rate = golden_prm.RATE  # the head's is twice that: it stands for two logits, each of which AdamW moves by that rate
-    optimizer = OptimizerSettings(rate, schedule="constant", warmup=0, clip=0, apart=((head.NAME, 2 * rate),))
+    optimizer = OptimizerSettings(rate, schedule="constant", warmup=0, clip=0, own_rates=((head.NAME, 2 * rate),))
     settings = TrainSettings(optimizer, batch_size=len(rows), epochs=golden_prm.EPOCHS, checkpoint_seconds=None)
     losses: list[float] = []
     train(

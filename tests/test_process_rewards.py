@@ -24,8 +24,8 @@ from pipeline.fingerprint import FileHashes  # noqa: E402
 from pipeline.workspace import StageContext  # noqa: E402
 from rl.credit import EPSILON  # noqa: E402
 from rl.process import ProcessRewards, text_of  # noqa: E402
+from rl.stages.beside import process_rewards, reward_models  # noqa: E402
 from rl.stages.options import ProcessSettings  # noqa: E402
-from rl.stages.process import process_rewards, reward_models  # noqa: E402
 from rl.step_credit import Mixture, least_advantages, step_advantages  # noqa: E402
 
 

@@ -155,8 +155,8 @@ def test_a_run_stopped_by_max_time_or_sigterm_resumes(undisturbed: Path, tmp_pat
             break
     _, err = process.ended(75)
     assert "run again to continue" in err
-    heard = finish(directory, "sft")
-    assert [event["stage"] for event in heard if event["event"] == "start"] == ["sft"]
+    reported = finish(directory, "sft")
+    assert [event["stage"] for event in reported if event["event"] == "start"] == ["sft"]
     assert contents_of_weights(directory) == contents_of_weights(undisturbed)
 
 
@@ -169,8 +169,8 @@ def test_more_samples_or_another_rank_redo_only_what_depends_on_them(undisturbed
     """More samples generate just the new ones; a changed rank leaves the stages before it cached."""
     directory = shutil.copytree(undisturbed, tmp_path / "p", symlinks=True)
     before = Store(directory / "runs/small").rows("SELECT trace_key FROM traces")
-    heard = finish(directory, "select", "--set", "generate.samples=3")
-    progress = [e for e in heard if e["event"] == "progress" and e["stage"] == "generate"]
+    reported = finish(directory, "select", "--set", "generate.samples=3")
+    progress = [e for e in reported if e["event"] == "progress" and e["stage"] == "generate"]
     assert progress[-1]["done"] == progress[-1]["total"] == 180
     after = Store(directory / "runs/small").rows("SELECT trace_key FROM traces")
     assert len(after) - len(before) == 60
@@ -251,7 +251,7 @@ def test_an_unchanged_pipeline_does_nothing_and_loads_nothing_heavy(undisturbed:
         [sys.executable, "-c", CACHED], cwd=undisturbed, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    heard = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [e["stage"] for e in heard if e["event"] == "cached"] == list(STAGES)
-    assert not [e for e in heard if e["event"] == "start"]
+    reported = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [e["stage"] for e in reported if e["event"] == "cached"] == list(STAGES)
+    assert not [e for e in reported if e["event"] == "start"]
     assert result.stderr.strip() == "[]"

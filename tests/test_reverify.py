@@ -200,10 +200,10 @@ VERDICTS = {
 }  # fmt: skip
 
 
-Said = tuple[str, Problem, Version, Verdict]
+Judged = tuple[str, Problem, Version, Verdict]
 
 
-def judged(store: Store, *judgements: Said, failed: bool = False) -> None:
+def judged(store: Store, *judgements: Judged, failed: bool = False) -> None:
     verdicts = []
     for trace, problem, version, verdict in judgements:
         problem_key = keys.problem_key(problem)

@@ -19,8 +19,8 @@ from tiny import chat_tokenizer, tiny, weights  # noqa: E402
 
 from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.randomness import generator  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Asked, Completion, Problem, Request, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 from rl import credit, loss  # noqa: E402

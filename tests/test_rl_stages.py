@@ -14,6 +14,7 @@ import yaml
 
 pytest.importorskip("torch")
 
+from recording import RecordingListener
 from safetensors import safe_open
 from typer.testing import CliRunner
 from vllm_models import needs_teacher
@@ -35,14 +36,6 @@ SMALL: dict[str, Any] = {
 """A run of a second or two."""
 PRICED = {"reward": [{"verifier": None}, {"length": "target", "tokens": 20, "weight": 0.01}]}
 """Two responses are unlikely to get the same reward."""
-
-
-class Heard(Listener):
-    def __init__(self) -> None:
-        self.ran: list[str] = []
-
-    def start(self, stage: str, plan: Any) -> None:
-        self.ran.append(stage)
 
 
 def run(where: Path, kind: str, more: Sequence[Any] = (), **changes: Any) -> tuple[Store, dict[str, Any]]:
@@ -199,10 +192,10 @@ def test_too_few_problems_are_reported_before_any_stage_runs(
         "refine": {"kind": "ppo", **SMALL, "problems": "late", **changes},
     }
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
-    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage, limit=limit), Heard()
+    spec, listener = config.load(tmp_path / "p.yaml", catalog.stage, limit=limit), RecordingListener()
     with pytest.raises(InputError, match=message):
-        runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
-    assert heard.ran == []
+        runner.run(spec, Workspace(tmp_path / "w"), listener, lambda: False)
+    assert listener.ran == []
 
 
 def test_an_unknown_source_of_cached_problems_is_reported(tmp_path: Path) -> None:
@@ -226,9 +219,9 @@ def test_too_few_problems_after_curation_are_reported_with_the_reason(tmp_path: 
     }
     (tmp_path / "p.yaml").write_text(yaml.safe_dump({"name": "p", "workspace": str(tmp_path / "w"), "stages": stages}))
     message = "refine: 6 prompts per step, but only 5 problems to train on in curate, which removed 15 "
-    spec, heard = config.load(tmp_path / "p.yaml", catalog.stage), Heard()
+    spec, listener = config.load(tmp_path / "p.yaml", catalog.stage), RecordingListener()
     with pytest.raises(InputError, match=message):
-        runner.run(spec, Workspace(tmp_path / "w"), heard, lambda: False)
-    assert heard.ran == ["problems", "curate"]
+        runner.run(spec, Workspace(tmp_path / "w"), listener, lambda: False)
+    assert listener.ran == ["problems", "curate"]
     error = CliRunner().invoke(app, ["plan", "-p", str(tmp_path / "p.yaml")]).exception
     assert isinstance(error, InputError) and message in str(error)

@@ -51,7 +51,7 @@ STAGES = {
 }
 
 
-class Heard(Listener):
+class RecordingListener(Listener):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.steps: list[int] = []
@@ -83,18 +83,18 @@ def write(place: Path, stages: dict[str, str]) -> Path:
 
 
 def run(
-    yaml: Path, heard: Listener, overrides: tuple[str, ...] = (), stopping: Callable[[], bool] = lambda: False
+    yaml: Path, listener: Listener, overrides: tuple[str, ...] = (), stopping: Callable[[], bool] = lambda: False
 ) -> dict[str, Manifest]:  # fmt: skip
     workspace = Workspace(yaml.parent / "run")
     spec = config.load(yaml, catalog.stage, workspace=workspace.path, overrides=list(overrides))
-    return {done.manifest.stage: done.manifest for done in runner.run(spec, workspace, heard, stopping)}
+    return {done.manifest.stage: done.manifest for done in runner.run(spec, workspace, listener, stopping)}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Manifest], list[str], Workspace]:
-    yaml, heard = write(tmp_path_factory.mktemp("sft"), STAGES), Heard()
-    manifests = run(yaml, heard)
-    return manifests, heard.notes, Workspace(yaml.parent / "run")
+    yaml, listener = write(tmp_path_factory.mktemp("sft"), STAGES), RecordingListener()
+    manifests = run(yaml, listener)
+    return manifests, listener.notes, Workspace(yaml.parent / "run")
 
 
 def test_overlong_traces_are_dropped_and_their_share_is_reported(made: Any) -> None:
@@ -193,13 +193,13 @@ def test_a_stopped_and_resumed_watched_run_ends_with_the_same_student(made: Any,
     """Stopped while training and while sampling for pass@1."""
     yaml, stops = write(tmp_path, {"watched": STAGES["watched"]}), 0
     for patience in (3, 12, 10**9):
-        heard, asked = Heard(), count()
+        listener, asked = RecordingListener(), count()
 
-        def stopping(heard: Heard = heard, asked: Any = asked, patience: int = patience) -> bool:
-            return bool(heard.steps) and next(asked) > patience
+        def stopping(listener: RecordingListener = listener, asked: Any = asked, patience: int = patience) -> bool:
+            return bool(listener.steps) and next(asked) > patience
 
         try:
-            manifests = run(yaml, heard, stopping=stopping)
+            manifests = run(yaml, listener, stopping=stopping)
         except Stopped:
             stops += 1
     assert stops == 2 and manifests["watched"].figures == made[0]["watched"].figures
@@ -233,14 +233,14 @@ def test_a_student_that_never_ends_is_not_published_but_kept(endless: Path, tmp_
         r'does not end \d+ of 20 answers .* within \d+ tokens, .* lower stop_test .* `distill ask "..." --model (.*)`'
     )
     with pytest.raises(PipelineError, match=message) as refused:
-        run(yaml, Heard())
+        run(yaml, RecordingListener())
     left = re.search(message, str(refused.value))
     assert left and not (tmp_path / "w/sft").exists()
     asked = CliRunner().invoke(app, ["ask", "2 + 3", "--model", left[1], "--max-tokens", "5", "--json"])
     assert asked.exit_code == 0 and json.loads(asked.stdout)["finish"] == "length"
-    heard = Heard()
-    manifests = run(yaml, heard, ("sft.stop_test=null",))
-    assert heard.steps == [] and manifests["sft"].artifact  # nothing is trained again
+    listener = RecordingListener()
+    manifests = run(yaml, listener, ("sft.stop_test=null",))
+    assert listener.steps == [] and manifests["sft"].artifact  # nothing is trained again
     assert not Path(left[1]).exists()
 
 
@@ -248,14 +248,14 @@ def test_impossible_trainings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="quantize: 4-bit weights cannot be trained themselves"):
         SftSettings(data="s", student=STUDENT, lora=None, quantize="nf4")
     with pytest.raises(InputError, match=r"all 40 examples are longer than 10 tokens \(the shortest has \d+\)"):
-        run(write(tmp_path, {"sft": f"student: {STUDENT}, max_tokens: 10"}), Heard())
+        run(write(tmp_path, {"sft": f"student: {STUDENT}, max_tokens: 10"}), RecordingListener())
     rows = (tmp_path / "t.jsonl").read_text().splitlines()[2:4]
     yaml = write(tmp_path, {"sft": f"student: {STUDENT}, heldout: {{share: 0.5}}"})
     (tmp_path / "t.jsonl").write_text("\n".join(rows))
     with pytest.raises(InputError, match="heldout: all examples answer one problem"):
-        run(yaml, Heard())
+        run(yaml, RecordingListener())
     with pytest.raises(InputError, match="stage sft: select kept no trace to train on"):
-        run(yaml, Heard(), ("select.min_tokens=100000",))
+        run(yaml, RecordingListener(), ("select.min_tokens=100000",))
 
 
 def test_unverifiable_held_out_answers_are_refused_as_a_measure(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_unverifiable_held_out_answers_are_refused_as_a_measure(tmp_path: Path) 
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()[2:8]]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row | {"a": ""}) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"none of \d+ held-out answers can be judged \(.*use `measure: loss`"):
-        run(yaml, Heard(), ("select.keep=all", "import.reference=null"))
+        run(yaml, RecordingListener(), ("select.keep=all", "import.reference=null"))
 
 
 def test_a_trace_longer_than_the_students_positions_is_refused() -> None:
@@ -284,4 +284,4 @@ def test_the_advice_never_exceeds_the_student_s_positions(max_tokens: int, remed
     long = row | {"thought": row["thought"] + "\n7" * (2 * max_tokens)}
     (tmp_path / "t.jsonl").write_text(json.dumps(long) + "\n")
     with pytest.raises(InputError, match=rf"all 1 examples are longer than {max_tokens} tokens .*; {remedy}$"):
-        run(yaml, Heard())
+        run(yaml, RecordingListener())

@@ -24,10 +24,10 @@ from distill.training.forward import check_packing, checkpoint_layers, logprobs,
 from distill.training.lean import lean  # noqa: E402
 from distill.training.learner import Learner  # noqa: E402
 from distill.training.loop import StepMetrics, TrainResult, TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.passes import Row  # noqa: E402
 from distill.training.session import learning, prepared  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Request, Sampling  # noqa: E402
 from pipeline.errors import InputError, Stopped  # noqa: E402
 
@@ -241,26 +241,26 @@ def watched(
     directory: Path, stop: Any = lambda: False, patience: int | None = 2, **changes: Any
 ) -> tuple[Any, TrainResult, dict[int, float]]:
     """A run that soon overfits its few rows, and so gets worse on others."""
-    model, heard, others = add_lora(tiny(), rank=8, alpha=16, seed=0), {}, examples(6, seed=9)
+    model, losses, others = add_lora(tiny(), rank=8, alpha=16, seed=0), {}, examples(6, seed=9)
 
     def measure(learner: Learner) -> tuple[float, dict[str, float]]:
         value = heldout_loss(learner, others)
         return value, {"heldout_loss": value}
 
-    def hear(metrics: StepMetrics) -> None:
+    def on_step(metrics: StepMetrics) -> None:
         if not math.isnan(metrics.heldout_loss):
-            heard[metrics.step] = metrics.heldout_loss
+            losses[metrics.step] = metrics.heldout_loss
 
     settings = TrainSettings(ADAMW, batch_size=4, epochs=20, **changes)
     watch = Heldout(measure, every=3, patience=patience)
-    result = train(model, examples(8), settings, checkpoints=directory, stop=stop, on_step=hear, heldout=watch)
-    return model, result, heard
+    result = train(model, examples(8), settings, checkpoints=directory, stop=stop, on_step=on_step, heldout=watch)
+    return model, result, losses
 
 
 def test_early_stopping_ends_with_the_best_weights(tmp_path: Path) -> None:
-    model, result, heard = watched(tmp_path)
-    assert result.steps == max(heard) == result.best_step + 2 * 3 < 40
-    assert heard[result.best_step] == min(heard.values())
+    model, result, losses = watched(tmp_path)
+    assert result.steps == max(losses) == result.best_step + 2 * 3 < 40
+    assert losses[result.best_step] == min(losses.values())
     table = model.eval()
     total = count = 0.0
     for row in examples(6, seed=9):
@@ -269,7 +269,7 @@ def test_early_stopping_ends_with_the_best_weights(tmp_path: Path) -> None:
             every = table(input_ids=ids, use_cache=False).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
         total -= every[torch.tensor(row.labels_mask[1:])].sum().item()
         count += row.supervised
-    assert total / count == pytest.approx(min(heard.values()), abs=1e-4)
+    assert total / count == pytest.approx(min(losses.values()), abs=1e-4)
 
 
 def test_an_equal_measurement_is_not_an_improvement(tmp_path: Path) -> None:
@@ -281,29 +281,31 @@ def test_an_equal_measurement_is_not_an_improvement(tmp_path: Path) -> None:
 
 
 def test_a_training_that_only_hurts_ends_with_its_initial_weights(tmp_path: Path) -> None:
-    model, heard = tiny(), dict[int, float]()
+    model, losses = tiny(), dict[int, float]()
     start, others = weights(model).clone(), examples(6, seed=9)
     settings = TrainSettings(OptimizerSettings(1.0), batch_size=4, epochs=20)
     watch = Heldout(
         lambda learner: (heldout_loss(learner, others), {"heldout_loss": heldout_loss(learner, others)}), 2, 2
     )
 
-    def hear(metrics: StepMetrics) -> None:
-        heard.update({metrics.step: metrics.heldout_loss} if metrics.heldout_loss < math.inf else {})
+    def on_step(metrics: StepMetrics) -> None:
+        losses.update({metrics.step: metrics.heldout_loss} if metrics.heldout_loss < math.inf else {})
 
-    result = train(model, examples(8), settings, checkpoints=tmp_path, on_step=hear, heldout=watch)
-    assert (result.best_step, result.steps) == (0, 4) and list(heard) == [0, 2, 4] and heard[0] == min(heard.values())
+    result = train(model, examples(8), settings, checkpoints=tmp_path, on_step=on_step, heldout=watch)
+    assert (
+        (result.best_step, result.steps) == (0, 4) and list(losses) == [0, 2, 4] and losses[0] == min(losses.values())
+    )
     assert torch.equal(weights(model), start)
 
 
 def test_without_patience_all_steps_are_made_and_the_best_weights_are_kept(tmp_path: Path) -> None:
-    _, result, heard = watched(tmp_path, patience=None)
-    assert result.steps == 40 and set(heard) == {*range(0, 40, 3), 40}
-    assert heard[result.best_step] == min(heard.values())
+    _, result, losses = watched(tmp_path, patience=None)
+    assert result.steps == 40 and set(losses) == {*range(0, 40, 3), 40}
+    assert losses[result.best_step] == min(losses.values())
 
 
 def test_early_stopping_is_exact_when_stopped_anywhere(tmp_path: Path) -> None:
-    straight, whole, heard = watched(tmp_path / "a")
+    straight, whole, losses = watched(tmp_path / "a")
     again: dict[int, float] = {}
     for attempt in range(30):
         left = iter([False] * (attempt % 3) + [True])
@@ -315,7 +317,7 @@ def test_early_stopping_is_exact_when_stopped_anywhere(tmp_path: Path) -> None:
         break
     assert torch.equal(weights(model), weights(straight))
     assert (result.steps, result.best_step, result.losses) == (whole.steps, whole.best_step, whole.losses)
-    assert again.items() <= heard.items() and result.resumed_at > 0
+    assert again.items() <= losses.items() and result.resumed_at > 0
     model, result, seen = watched(tmp_path / "b")  # already finished: nothing is trained or measured again
     assert torch.equal(weights(model), weights(straight)) and seen == {} and result.resumed_at == whole.steps
 

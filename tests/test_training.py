@@ -32,13 +32,13 @@ from distill.training import attention, checkpoint, export, gated, head, rectang
 from distill.training.adapted import adapted  # noqa: E402
 from distill.training.batching import Example, Order, from_tokens, micro_batches  # noqa: E402
 from distill.training.export import export_student, load_model  # noqa: E402
-from distill.training.forward import FEW, check_packing, logprobs, pack  # noqa: E402
+from distill.training.forward import SHAPE_MULTIPLE, check_packing, logprobs, pack  # noqa: E402
 from distill.training.lean import lean  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.session import prepared  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Problem  # noqa: E402
 from pipeline.errors import InputError, PipelineError, Stopped  # noqa: E402
 
@@ -180,7 +180,7 @@ def test_padding_changes_no_value_or_gradient(rows: list[Example], multiple: int
         values.sum().backward()
         found.append((values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
     assert batch.input_ids.shape[1] % multiple == 0 and all(b.width % multiple == 0 for b in batch.documents)
-    assert batch.asked is None or len(batch.asked) % multiple == 0
+    assert batch.needed is None or len(batch.needed) % multiple == 0
     assert [b.start for b in batch.documents] + [batch.input_ids.shape[1]] == [0] + [b.end for b in batch.documents]
     for plain, filled in zip(*found, strict=True):
         assert (filled - plain).norm() <= 1e-5 * plain.norm()
@@ -261,7 +261,7 @@ def test_rows_longer_than_a_sliding_window_are_refused() -> None:
 
 
 @pytest.mark.parametrize("window", [20, 70], ids=["less than the filling", "no multiple of it"])
-@pytest.mark.parametrize("multiple", [1, FEW])
+@pytest.mark.parametrize("multiple", [1, SHAPE_MULTIPLE])
 def test_documents_within_a_sliding_window_equal_transformers(window: int, multiple: int) -> None:
     model = tiny(use_sliding_window=True, sliding_window=window, max_window_layers=0)
     rows = [from_tokens("row", [1, 2], [(3 * i + n) % VOCABULARY for n in range(i)]) for i in (5, 16, window - 1)]
@@ -306,7 +306,7 @@ def test_entropies_equal_those_of_full_logits_and_change_nothing_else(
     found = []
     for entropy in (False, True):
         model.zero_grad()
-        result = forward.tell(model, batch, 0.7, entropy)
+        result = forward.score_tokens(model, batch, 0.7, entropy)
         result.logprobs.sum().backward()
         found.append([result.logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -502,9 +502,9 @@ def test_the_last_block_computes_only_the_positions_that_predict() -> None:
     batch, seen = pack(rows), list[int]()
     counting = model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda m, x, y: seen.append(y.shape[1]))
     gradients = []
-    for asked in (batch.asked, None):
+    for needed in (batch.needed, None):
         model.zero_grad()
-        values = logprobs(model, replace(batch, asked=asked))
+        values = logprobs(model, replace(batch, needed=needed))
         values.sum().backward()
         gradients.append(torch.cat([values.detach(), *(p.grad.flatten() for p in model.parameters())]))
     counting.remove()
@@ -604,8 +604,8 @@ def test_one_step_equals_a_plain_loop(tmp_path: Path) -> None:
     rows, model, reference = examples(4), tiny(), tiny()
     run(model, rows, tmp_path, steps=1, optimizer=OptimizerSettings(1e-3, warmup=0, weight_decay=1))
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=1)
-    total = sum(e.weight * e.supervised for e in rows)
-    loss = -sum((single(reference, e).sum() * e.weight for e in rows), torch.zeros(())) / total
+    total = sum(e.supervised for e in rows)
+    loss = -sum((single(reference, e).sum() for e in rows), torch.zeros(())) / total
     loss.backward()
     torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
     optimizer.step()

@@ -23,8 +23,8 @@ from tiny import VOCABULARY, chat_tokenizer, tiny, weights  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from distill.randomness import generator  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Completion, Finish, Problem, Request, Sampling  # noqa: E402
 from rl import loss  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
@@ -95,14 +95,14 @@ def ours(model: Any, directory: Path, kind: str, kl: float, scale: Any, mode: st
         OptimizerSettings(RATE, schedule="constant", warmup=0), steps=STEPS, group=GROUP, passes=PASSES, scale=scale,
         loss=policy, aggregation=aggregation, sampling=Sampling(max_tokens=LONGEST), micro_batch_tokens=60,
     )  # fmt: skip
-    heard: list[GrpoMetrics] = []
+    metrics: list[GrpoMetrics] = []
     train_grpo(
-        model, Remembering(), settings, checkpoints=directory, on_step=heard.append,
+        model, Remembering(), settings, checkpoints=directory, on_step=metrics.append,
         sample=lambda step, _: [Problem(str(PROMPTS * step + i), "", "", "", "") for i in range(PROMPTS)],
         reward=lambda asked: [reward(c.token_ids) for _, c in asked],
     )  # fmt: skip
-    assert all(0 < m.corrected < 1 for m in heard)
-    return [m.grad_norm for m in heard]
+    assert all(0 < m.corrected < 1 for m in metrics)
+    return [m.grad_norm for m in metrics]
 
 
 def theirs(model: Any, directory: Path, kind: str, kl: float, scale: str, mode: str) -> list[float]:

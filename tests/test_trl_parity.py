@@ -27,7 +27,7 @@ from trl.trainer.utils import add_fused_lm_head, nanstd  # noqa: E402
 
 from distill.randomness import generator  # noqa: E402
 from distill.training.batching import from_tokens  # noqa: E402
-from distill.training.forward import pack, tell  # noqa: E402
+from distill.training.forward import pack, score_tokens  # noqa: E402
 from rl import credit, loss  # noqa: E402
 
 LENGTHS = (4, 7, 2, 6)
@@ -148,7 +148,7 @@ def test_logprobs_and_entropies_of_packed_rows_equal_trl_s_of_padded_rows(temper
         measured = inspect.unwrap(GRPOTrainer._get_per_token_logps_and_entropies)  # without its profiler
         found, spread, _ = measured(trainer, patched, ids, mask, width, compute_entropy=True)
         batch = pack([from_tokens(str(i), p, r) for i, (p, r) in enumerate(rows)])
-        made = tell(model, batch, temperature, entropy=True)
+        made = score_tokens(model, batch, temperature, entropy=True)
     assert made.entropy is not None
     ours = (torch.split(values, [e.supervised for e in batch.examples]) for values in (made.logprobs, made.entropy))
     for example, got, entropy in zip(batch.examples, *ours, strict=True):

@@ -23,8 +23,8 @@ from distill.randomness import generator  # noqa: E402
 from distill.training.batching import Order  # noqa: E402
 from distill.training.conversations import from_messages  # noqa: E402
 from distill.training.loop import StepMetrics, TrainSettings, train  # noqa: E402
-from distill.training.lora import add_lora  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
+from distill.training.student import add_lora  # noqa: E402
 from distill.types import Message  # noqa: E402
 
 STEPS, BATCH, RATE = 20, 4, 1e-3
@@ -87,13 +87,13 @@ def test_twenty_steps_equal_trl_s(lora: bool, packed: bool, tmp_path: Path) -> N
     trainer = InOrder(theirs, arguments, train_dataset=asked, processing_class=tokenizer)
     trainer.train()
 
-    ours, heard = model(lora), list[StepMetrics]()
+    ours, metrics = model(lora), list[StepMetrics]()
     optimizer = OptimizerSettings(RATE, warmup=0.0)
     settings = TrainSettings(optimizer, batch_size=BATCH, steps=STEPS, micro_batch_tokens=60, seed=0)
-    train(ours, examples, settings, checkpoints=tmp_path / "ours", on_step=heard.append)
+    train(ours, examples, settings, checkpoints=tmp_path / "ours", on_step=metrics.append)
 
     pairs = zip(trainer.losses[::2], trainer.losses[1::2], strict=True)
-    torch.testing.assert_close([m.loss for m in heard], [sum(pair) for pair in pairs], atol=1e-5, rtol=0)
+    torch.testing.assert_close([m.loss for m in metrics], [sum(pair) for pair in pairs], atol=1e-5, rtol=0)
     # AdamW divides by the gradient's own size, so the rounding of a gradient near zero is not scaled down: 1.7e-6 in one weight
     torch.testing.assert_close(weights(ours), weights(theirs), atol=1e-6 if lora else 3e-6, rtol=0)
     assert (weights(ours) - weights(model(lora))).abs().max() > 1e-3  # the weights did move

@@ -35,13 +35,13 @@ class Here:
     """The part of a stage's context that sampling needs."""
 
     def __init__(self) -> None:
-        self.heard: list[dict[str, Any]] = []
+        self.reports: list[dict[str, Any]] = []
 
     def stopping(self) -> bool:
         return False
 
     def progress(self, done: int, total: int | None, **figures: Any) -> None:
-        self.heard.append({"done": done, "total": total, **figures})
+        self.reports.append({"done": done, "total": total, **figures})
 
 
 def problem(text: str) -> Problem:

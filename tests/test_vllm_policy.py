@@ -24,8 +24,8 @@ from distill.engines.options import VllmOptions
 from distill.engines.transformers import TransformersEngine
 from distill.modelspec import Model
 from distill.training.batching import from_tokens
-from distill.training.lora import add_lora
 from distill.training.passes import likelihoods
+from distill.training.student import add_lora
 from pipeline.errors import InputError, PipelineError
 from rl.vllm_policy import VllmPolicy
 

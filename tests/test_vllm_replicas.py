@@ -29,7 +29,7 @@ from distill.engines.vllm_worker import DROPPED, END, NOW, Opening, serve
 from distill.lacking import lacking
 from distill.machine import cores
 from distill.modelspec import Model
-from distill.training.lora import add_lora
+from distill.training.student import add_lora
 from distill.types import Completion, Request
 from pipeline.errors import InputError, PipelineError, Stopped
 from rl.vllm_policy import VllmPolicy

@@ -35,7 +35,7 @@ def examples(count: int, seed: int = 0, longest: int = 20) -> list[Example]:
     for i in range(count):
         draw = generator(seed, "example", i)
         ids = [int(x) for x in draw.integers(0, VOCABULARY, int(draw.integers(4, longest)))]
-        rows.append(from_tokens(f"row-{i}", ids[:2], ids[2:], weight=float(draw.uniform(0.5, 1.5))))
+        rows.append(from_tokens(f"row-{i}", ids[:2], ids[2:]))
     return rows
 
 

@@ -57,7 +57,7 @@ class _Problem:
     share: Share
     best: int
     verdicts: list[Outcome | None] = field(default_factory=list)
-    said: list[str | None] = field(default_factory=list)
+    digests: list[str | None] = field(default_factory=list)
     wanted: int = 0
     fate: Fate | None = None
 
@@ -67,13 +67,13 @@ class _Problem:
             return list(self.verdicts)
         found: list[Result | None] = []
         seen: set[str | None] = set()
-        for verdict, said in zip(self.verdicts, self.said, strict=True):
+        for verdict, digest in zip(self.verdicts, self.digests, strict=True):
             if verdict is not Outcome.CORRECT:
                 found.append(verdict)
             else:
                 new = Repeat.OPEN if None in found else Outcome.CORRECT
-                found.append(Repeat.REPEATED if said in seen else new)
-                seen.add(said)
+                found.append(Repeat.REPEATED if digest in seen else new)
+                seen.add(digest)
         return found
 
 
@@ -107,14 +107,14 @@ class Course:
     def start(self) -> list[Place]:
         return [place for share in self.shares for place in self._begin(share)]
 
-    def judged(self, place: Place, outcome: Outcome, said: str | None = None) -> list[Place]:
-        """Take in a verdict. ``said`` is a digest of what the sample says, if accepted samples must be distinct."""
+    def judged(self, place: Place, outcome: Outcome, digest: str | None = None) -> list[Place]:
+        """Take in a verdict. ``digest`` is that of what the sample says, if accepted samples must be distinct."""
         number, index = place
         problem = self._problems[number]
         new = index + 1 - len(problem.verdicts)
         problem.verdicts += [None] * new
-        problem.said += [None] * new
-        problem.verdicts[index], problem.said[index] = outcome, said
+        problem.digests += [None] * new
+        problem.verdicts[index], problem.digests[index] = outcome, digest
         wanted = self._newly_wanted(number)
         if end := self.rule.ended(problem.results(self.rule.distinct)):
             problem.fate = end[1]

@@ -49,7 +49,7 @@ class Known:
         missing = {key: wish for key, wish in by_key.items() if key not in self.traces and wish.continues}
         self._beginnings = {key: wish.asked.prefix for key, wish in truncation.begun(store, missing).items()}
         """The texts that missing continuations begin with, by key."""
-        self._said = _said(store, self.traces, distinct) if distinct else {}
+        self._digests = _stored_digests(store, self.traces, distinct) if distinct else {}
         judged = {
             divmod(at, most): self.judgement(divmod(at, most))
             for at, wish in enumerate(self._wishes)
@@ -77,9 +77,9 @@ class Known:
         wish = self.wish(place)
         return self._judges.judgement(wish.key, wish.problem_key, wish.problem)
 
-    def said(self, place: Place) -> str | None:
+    def digest_of(self, place: Place) -> str | None:
         """The digest of what the trace there says, if accepted samples must be distinct."""
-        return self._said.get(self.wish(place).key)
+        return self._digests.get(self.wish(place).key)
 
     def open(self, course: Course, wanted: Iterable[Place]) -> list[Place]:
         """Pass the verdicts that exist to the course; returns the wanted places without a verdict."""
@@ -87,7 +87,7 @@ class Known:
         while left:
             place = left.pop()
             if outcome := self.outcomes.get(place):
-                left += course.judged(place, outcome, self.said(place))
+                left += course.judged(place, outcome, self.digest_of(place))
             else:
                 open_.append(place)
         return open_
@@ -104,7 +104,7 @@ class Known:
                 self._go_on(place, wish, limit, row)
                 return "go on"
         if self._distinct:
-            self._said[wish.key] = _digest(row, self._distinct)
+            self._digests[wish.key] = _digest(row, self._distinct)
         return "judge"
 
     def _next_limit(self, wish: Wanted, completion: Completion) -> int | None:
@@ -124,10 +124,10 @@ def _digest(row: Mapping[str, Any], distinct: Distinct) -> str:
     return hashlib.md5(text.encode()).hexdigest()
 
 
-def _said(store: Store, traces: Iterable[str], distinct: Distinct) -> dict[str, str]:
+def _stored_digests(store: Store, traces: Iterable[str], distinct: Distinct) -> dict[str, str]:
     """As `_digest`, for stored traces; computed in the database, so that texts stay there."""
-    sql = f"SELECT trace_key, md5({TEXTS[distinct]}) AS said FROM traces SEMI JOIN wanted USING (trace_key)"
-    return {row["trace_key"]: row["said"] for row in store.among("trace_key", traces, sql)}
+    sql = f"SELECT trace_key, md5({TEXTS[distinct]}) AS digest FROM traces SEMI JOIN wanted USING (trace_key)"
+    return {row["trace_key"]: row["digest"] for row in store.among("trace_key", traces, sql)}
 
 
 def _outcomes(store: Store, wishes: Iterable[Judgement]) -> dict[str, Outcome]:

@@ -124,7 +124,7 @@ class Stream:
         if isinstance(found, BaseException):
             raise found
         self._record(wish, found)
-        self._want(self._course.judged(place, found.outcome, self._known.said(place)))
+        self._want(self._course.judged(place, found.outcome, self._known.digest_of(place)))
 
     def _record(self, wish: Judgement, found: Verdict) -> None:
         check_same(wish, found)
@@ -140,7 +140,7 @@ class Stream:
             wish = self._known.wish(place)
             if wish.key in self._known.traces:
                 self._unread.append(place)
-                self._feed.tell()
+                self._feed.notify()
             elif wish.key in self._asked:
                 self._asked[wish.key].append(place)
             else:

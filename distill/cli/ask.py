@@ -55,8 +55,8 @@ class Where:
     dialect: str | None = None
 
     def options(self) -> engines.Options:
-        said = {"key_from": self.key_from, "dialect": self.dialect}
-        given = {name: value for name, value in said.items() if value is not None}
+        options = {"key_from": self.key_from, "dialect": self.dialect}
+        given = {name: value for name, value in options.items() if value is not None}
         if self.base_url is not None:
             return self._endpoint(given)
         if self.engine == "openai":
@@ -108,9 +108,9 @@ def ask(
     if strategy:
         _check(strategy, sampling, options)
     aside = Aside(sys.stderr)
-    with closing(engines.open_engine(options, model, aside.tell)) as engine:
+    with closing(engines.open_engine(options, model, aside.show)) as engine:
         if strategy:
-            _tell_result(
+            _print_result(
                 strategy.answer(engine, problem, sampling, thinking), strategy.label, max_tokens, show_thinking, as_json
             )
             return
@@ -118,11 +118,11 @@ def ask(
         request = Request(key, problem.messages, sampling, budget=thinking)
         if as_json:
             (completion,) = engine.generate([request])
-            _tell(completion)
+            _print(completion)
         else:
             with aside.waiting():
                 completion = speak(streamed(engine, request, _note), Speaker(sys.stdout, show_thinking))
-            _tell_lack(response_of(completion), completion.finish, max_tokens)
+            _warn_of_gaps(response_of(completion), completion.finish, max_tokens)
 
 
 def _check(strategy: Any, sampling: Sampling, options: engines.Options) -> None:
@@ -132,7 +132,7 @@ def _check(strategy: Any, sampling: Sampling, options: engines.Options) -> None:
         raise NoSteps(options.kind)
 
 
-def _tell(completion: Completion) -> None:
+def _print(completion: Completion) -> None:
     parts = response_of(completion)
     print(json.dumps({
         "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed,
@@ -141,7 +141,7 @@ def _tell(completion: Completion) -> None:
     }))  # fmt: skip
 
 
-def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
+def _warn_of_gaps(parts: Response, finish: Finish, max_tokens: int) -> None:
     """Report a missing or incomplete answer, so that silence or a part does not pass for the answer."""
     if finish is Finish.LENGTH:
         what = "the answer" if parts.closed else "the thinking"
@@ -152,7 +152,7 @@ def _tell_lack(parts: Response, finish: Finish, max_tokens: int) -> None:
         _note("no answer: the model said nothing after its thinking")
 
 
-def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
+def _print_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
     """Print the answer of a search and what it took. ``result`` is a `rl.search.drive.Result`."""
     piece, weights, score, bill = result.choice.piece, result.choice.weights, result.choice.score, result.bill
     parts = split_thinking(piece.text, opened=opened(piece.prompt))
@@ -167,7 +167,7 @@ def _tell_result(result: Any, label: str, max_tokens: int, show_thinking: bool, 
         print(f"{printable(parts.thinking)}\n")
     if parts.closed and parts.answer:
         print(printable(parts.answer))
-    _tell_lack(parts, piece.finish, max_tokens)
+    _warn_of_gaps(parts, piece.finish, max_tokens)
     chosen = "no vote" if score is None else f"score {score:.2g}"
     if weights:
         chosen = f"{weights[0][1] / sum(weight for _, weight in weights):.0%} of the weight"

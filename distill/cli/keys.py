@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from distill.modelspec import STAGE
+from pipeline.mistakes import models_in
 from pipeline.stage import File, Input, Operational
 
 REQUIRED = "required"
@@ -38,7 +39,7 @@ def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[Key]:
     """Every key, each followed by the keys nested in it."""
     docs = attribute_docs(model)
     for name, info in model.model_fields.items():
-        inner = _models_in(info.annotation) + [m for mark in info.metadata for m in _models_in(mark)]
+        inner = models_in(info.annotation) + [m for mark in info.metadata for m in models_in(mark)]
         default = REQUIRED if info.is_required() else in_json(info.get_default(call_default_factory=True))
         what = " ".join(part for part in [docs.get(name, ""), *map(_mark, info.metadata)] if part)
         yield Key(f"{prefix}{name}", _type(info.annotation), default, what)
@@ -58,12 +59,6 @@ def _mark(mark: Any) -> str:
             return "A model." if mark.prefix == STAGE else ""
         return f"A stage that makes {makes}."
     return ""
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for inner in typing.get_args(annotation) for model in _models_in(inner)]
 
 
 def _type(annotation: Any) -> str:

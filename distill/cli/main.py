@@ -27,7 +27,7 @@ from distill.cli.options import (
     WorkspaceOption,
     command,
 )
-from distill.machine import heed_cores
+from distill.machine import limit_threads
 from pipeline.errors import Exit, PipelineError
 from pipeline.files import disk_is_full
 
@@ -239,7 +239,7 @@ def main() -> None:
     # No telemetry, no update checks, and no thread pools that fight over two cores.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    heed_cores()
+    limit_threads()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until a command handles both itself
     try:
         code = app(standalone_mode=False)
@@ -279,8 +279,8 @@ def _misused(error: Exception) -> str | None:
         print(error.format_message(), file=sys.stderr)
         sys.exit(int(Exit.INPUT))
     command = context.command_path.removeprefix(context.find_root().command_path) if context else ""
-    said = " ".join(error.format_message().split()).rstrip(".")
-    return f"{said}; `distill{command} --help` tells what there is"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return f"{message}; `distill{command} --help` tells what there is"
 
 
 def _interrupted() -> None:

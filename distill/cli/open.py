@@ -38,7 +38,7 @@ def starters() -> dict[str, Path]:
 
 def workspace_of(spec: PipelineSpec) -> Workspace:
     space = Workspace(spec.workspace, software())
-    space.hashes.tell = aside  # a run has its display instead
+    space.hashes.note = aside  # a run has its display instead
     return space
 
 

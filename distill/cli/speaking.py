@@ -27,7 +27,7 @@ class Speaker:
         """The text of each that is already printed."""
         self._counting = False
 
-    def tell(self, so_far: SoFar) -> None:
+    def show(self, so_far: SoFar) -> None:
         if (text := held_back(so_far.text)) is None:
             return
         parts = split_thinking(text, opened=opened(so_far.prompt))
@@ -91,7 +91,7 @@ class Aside:
         self._out = out
         self._held: list[str] | None = None
 
-    def tell(self, text: str) -> None:
+    def show(self, text: str) -> None:
         if self._held is not None:
             self._held.append(text)
         else:
@@ -105,7 +105,7 @@ class Aside:
         finally:
             held, self._held = self._held, None
             for text in held:
-                self.tell(text)
+                self.show(text)
 
 
 def held_back(text: str) -> str | None:
@@ -124,7 +124,7 @@ def speak(pieces: Iterable[SoFar | Completion], speaker: Speaker) -> Completion:
             if isinstance(piece, Completion):
                 speaker.end(piece)
                 return piece
-            speaker.tell(piece)
+            speaker.show(piece)
     except KeyboardInterrupt:
         speaker.broken_off()
         raise

@@ -51,9 +51,9 @@ class Evaluations:
         self._same: dict[tuple[str, ...], list[int]] = defaultdict(list)
         self._hashes, self._n = WordHashes(), n
         by_length: dict[int, list[int]] = defaultdict(list)
-        for number, (item, said) in enumerate(zip(self._items, self._words, strict=True)):
-            if len(said) >= min(n, LEAST_WORDS):
-                by_length[min(n, len(said))].append(number)
+        for number, (item, item_words) in enumerate(zip(self._items, self._words, strict=True)):
+            if len(item_words) >= min(n, LEAST_WORDS):
+                by_length[min(n, len(item_words))].append(number)
             if whole := tuple(tokens(item.text)):
                 self._same[whole].append(number)
         self._runs = {length: self._index(numbers, length) for length, numbers in sorted(by_length.items())}
@@ -82,33 +82,33 @@ class Evaluations:
                 for item in items[begin : min(end, begin + ITEMS_OF_A_RUN)].tolist():
                     shared[owners[hit]][item] += 1
         return [
-            self._checked_hits(said, counts, self._same.get(tuple(tokens(text)), ()), most)
-            if counts or self._too_short(said)
+            self._checked_hits(text_words, counts, self._same.get(tuple(tokens(text)), ()), most)
+            if counts or self._too_short(text_words)
             else []
-            for text, said, counts in zip(texts, split, shared, strict=True)
+            for text, text_words, counts in zip(texts, split, shared, strict=True)
         ]
 
-    def _too_short(self, said: Sequence[str]) -> bool:
+    def _too_short(self, text_words: Sequence[str]) -> bool:
         """Whether the text could be an item that is too short to be looked up by its runs."""
-        return len(said) < min(self._n, LEAST_WORDS)
+        return len(text_words) < min(self._n, LEAST_WORDS)
 
-    def _checked_hits(self, said: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
+    def _checked_hits(self, text_words: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
         """The hits, checked word for word, since equal hashes prove nothing."""
         by_evaluation: dict[str, list[int]] = defaultdict(list)
         for number in sorted({*counts, *same}, key=lambda number: (-counts.get(number, 0), number)):
             by_evaluation[self._items[number].evaluation].append(number)
         hits = []
         for numbers in by_evaluation.values():
-            found = [hit for number in numbers[:CANDIDATES] if (hit := self._hit(number, said, number in same))]
+            found = [hit for number in numbers[:CANDIDATES] if (hit := self._hit(number, text_words, number in same))]
             hits += sorted(found, key=lambda hit: -hit.share)[:most]
         return sorted(hits, key=lambda hit: -hit.share)
 
-    def _hit(self, number: int, said: list[str], same: bool) -> Hit | None:
+    def _hit(self, number: int, text_words: list[str], same: bool) -> Hit | None:
         item, wanted = self._items[number], self._words[number]
         if same:
             return Hit(item, " ".join(wanted[: self._n]) or item.text, 1.0)
         length = min(self._n, len(wanted))
         runs = [tuple(wanted[at : at + length]) for at in range(len(wanted) - length + 1)]
-        there = {tuple(said[at : at + length]) for at in range(len(said) - length + 1)}
+        there = {tuple(text_words[at : at + length]) for at in range(len(text_words) - length + 1)}
         found = [run for run in runs if run in there]
         return Hit(item, " ".join(found[0]), len(found) / len(runs)) if found else None

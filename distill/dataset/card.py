@@ -43,7 +43,7 @@ def _summary(facts: Facts) -> str:
     text += f"and kept by distill {facts['distill']}: {totals['thinking_tokens']:,} tokens of thinking, "
     text += f"{totals['answer_tokens']:,} of answers."
     if facts["conditions"]:
-        text += f"\n\nChosen by {'; '.join(f'`{said}`' for said in facts['conditions'])}."
+        text += f"\n\nChosen by {'; '.join(f'`{condition}`' for condition in facts['conditions'])}."
     return text
 
 

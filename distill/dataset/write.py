@@ -114,9 +114,9 @@ def choose(connection: duckdb.DuckDBPyConnection, choice: Choice) -> int:
 def _write(connection: duckdb.DuckDBPyConnection, choice: Choice, directory: Path, rows_a_file: int) -> int:
     """Write files of at most ``rows_a_file`` rows."""
     if not (total := choose(connection, choice)):
-        said = "; ".join(choice.words())
+        chosen = "; ".join(choice.words())
         raise InputError(
-            f"there is no trace to export{f' with {said}' if said else ''}; `distill traces stats` counts them"
+            f"there is no trace to export{f' with {chosen}' if chosen else ''}; `distill traces stats` counts them"
         )
     files = -(-total // rows_a_file)
     tables = _tables(connection)
@@ -158,7 +158,7 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
     connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'; SET threads = 1")
     for batch in batches(connection, ROWS, BATCH):
         names = ("system", "prompt", "thinking", "answer", "closed")
-        turns = [messages(*said) for said in zip(*(batch[name].to_pylist() for name in names), strict=True)]
+        turns = [messages(*row) for row in zip(*(batch[name].to_pylist() for name in names), strict=True)]
         columns = [
             pa.array(turns, field.type) if field.name == "messages" else batch[field.name].cast(field.type)
             for field in schema
@@ -169,8 +169,8 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> Iterator[pa.Table]:
 def messages(system: str | None, prompt: str, thinking: str, answer: str, closed: bool) -> list[dict[str, Any]]:
     """The conversation, in the form that chat templates and trainers take."""
     turns = [{"role": "system", "content": system}] if system else []
-    said = join_thinking(thinking or "", answer or "", closed is not False)
-    return [*turns, {"role": "user", "content": prompt}, {"role": "assistant", "content": said}]
+    response = join_thinking(thinking or "", answer or "", closed is not False)
+    return [*turns, {"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
 
 
 def row_schema() -> pa.Schema:

@@ -29,11 +29,11 @@ class PromptTooLong(InputError):
 
     def __init__(self, key: str, tokens: int, limit: int) -> None:
         super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
-        self.key, self._said = key, (key, tokens, limit)
+        self.key, self._arguments = key, (key, tokens, limit)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the constructor's arguments instead of the message, so that it can be raised in another process."""
-        return PromptTooLong, self._said
+        return PromptTooLong, self._arguments
 
 
 class NoSteps(InputError):

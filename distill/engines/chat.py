@@ -194,10 +194,10 @@ def _given_tokens(request: Request, parts: Sequence[tuple[str, Reply]]) -> tuple
         if not (piece := begun[len(made) :]):
             made = joined(begun, reply) if len(parts) > 1 else ""
             continue
-        said = split_thinking(piece, opened=bool(made) and is_open(made))
+        split = split_thinking(piece, opened=bool(made) and is_open(made))
         tokens = estimate_tokens(piece)
         given += tokens
-        inside += tokens if is_open(begun) or not said.answer else tokens - estimate_tokens(said.answer)
+        inside += tokens if is_open(begun) or not split.answer else tokens - estimate_tokens(split.answer)
         made = joined(begun, reply)
     return given, inside
 
@@ -258,8 +258,8 @@ def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
         kind = part.get("type") if isinstance(part, Mapping) else None
         if kind not in found:
             raise Malformed(f"the reply has a part of type {kind}; only text and thinking can be read")
-        said = part.get(kind)
-        found[kind] += in_fields({"content": said})["content"] if isinstance(said, list) else _text(part, kind)
+        content = part.get(kind)
+        found[kind] += in_fields({"content": content})["content"] if isinstance(content, list) else _text(part, kind)
     return {**message, "content": found["text"], "reasoning": _text(message, "reasoning") + found["thinking"]}
 
 

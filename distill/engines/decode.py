@@ -173,7 +173,8 @@ class Decoder:
     def _steer(self, finished: list[int]) -> list[int]:
         """Pass the new tokens to the rows' courses: a row rewinds, has its next token forced, or ends."""
         ended, following = set(finished), {}
-        for (slot, course), token in zip(self._courses.items(), self._rows.said(list(self._courses)), strict=True):
+        tokens = self._rows.last_tokens(list(self._courses))
+        for (slot, course), token in zip(self._courses.items(), tokens, strict=True):
             before = course.length
             stands = course.take(token)
             if stands is not None:

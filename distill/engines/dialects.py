@@ -59,11 +59,11 @@ OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_comp
 def check_options(options: OpenAIOptions) -> None:
     """Raise `InputError` if ``extra_body`` sets a field that another setting decides."""
     taken = sorted(OURS & options.extra_body.keys())
-    budget, said = DIALECTS[options.dialect].budget, options.extra_body
+    budget, body = DIALECTS[options.dialect].budget, options.extra_body
     for name in budget[:-1]:
-        inner = said.get(name)
-        said = inner if isinstance(inner, dict) else {}
-    if budget and budget[-1] in said:
+        inner = body.get(name)
+        body = inner if isinstance(inner, dict) else {}
+    if budget and budget[-1] in body:
         taken.append(".".join(budget))
     if taken:
         raise InputError(f"extra_body: {taken[0]} is decided by another setting; leave it out here")

@@ -213,10 +213,10 @@ class Endpoint:
 
     def _handle_status(self, request: Request, response: httpx2.Response, text: str) -> Reply:
         """Handle a status other than 200: raise `TryAgain` or `InputError`, or return a content filter's refusal."""
-        status, said, options = response.status_code, _one_line(text), self._options
+        status, reason, options = response.status_code, _one_line(text), self._options
         if status in PASSING or status >= 500:
             wait = pacing.retry_after(response.headers.get("retry-after"))
-            raise TryAgain(f"answers HTTP {status}: {said}", retry_after=wait, too_much=status in TOO_MUCH)
+            raise TryAgain(f"answers HTTP {status}: {reason}", retry_after=wait, too_much=status in TOO_MUCH)
         if status in (401, 403):  # what the server says here may quote parts of the key
             what = "refuses the key in" if self._key else "asks for a key; put it into"
             raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
@@ -224,7 +224,7 @@ class Endpoint:
             return chat.refused(request)
         refusal = ContextFull if status == 400 and CONTEXT.search(text) else InputError
         hint = "; try stream: false" if options.stream and "stream" in text else ""
-        raise refusal(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {said}{hint}")
+        raise refusal(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {reason}{hint}")
 
     def _redacted_reply(self, reply: Reply) -> Reply:
         if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":
@@ -232,11 +232,11 @@ class Endpoint:
         thinking, answer = self._redacted(reply.thinking), self._redacted(reply.answer)
         return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
 
-    def _redacted(self, said: object) -> str:
+    def _redacted(self, external: object) -> str:
         """External text with the key removed; an exception without a message becomes the name of its type."""
-        if said == "":
+        if external == "":
             return ""
-        text = str(said) or type(said).__name__
+        text = str(external) or type(external).__name__
         return text.replace(self._key, "[key]") if len(self._key) >= SECRET_LENGTH else text
 
 

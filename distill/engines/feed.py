@@ -36,21 +36,21 @@ class Feed:
         """``rank`` must differ from that of any other request."""
         with self._changed:
             heapq.heappush(self._waiting, (rank, request))
-            self.tell()
+            self.notify()
 
     def answered(self) -> None:
         """One of the requests has its completion, and the requests that follow directly from it have been put."""
         with self._changed:
             self._unanswered -= 1
-            self.tell()
+            self.notify()
 
     def end(self) -> None:
         """No more requests will be put; those that wait are still yielded."""
         with self._changed:
             self._ended = True
-            self.tell()
+            self.notify()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """Wake the waiting reader, which looks for requests and calls ``stopping`` again."""
         with self._changed:
             self._changed.notify_all()

@@ -143,7 +143,7 @@ class OpenAIEngine:
         if progress.stream is None:
             return begun
         try:
-            thinking, answer = progress.stream.said()
+            thinking, answer = progress.stream.texts()
         except chat.Malformed:
             return begun  # raised where the reply is awaited
         return (

@@ -13,10 +13,10 @@ A worker that dies is an error of one line. Linux only, and only on a CPU.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import groupby
 from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
@@ -24,7 +24,7 @@ from typing import Any
 
 from distill.engines.decode import Decoder, Job, Sample, order
 from pipeline.errors import PipelineError
-from pipeline.forking import ended, fork
+from pipeline.forking import ForkedWorker
 
 GROUP = 16
 """Jobs of one prompt that travel together, at most."""
@@ -41,7 +41,7 @@ class WorkerPool:
         self._share = slots + slots // 4  # what a worker holds: its rows, and the next to enter
         self._workers: list[_Worker] = []
         for _ in range(workers):
-            self._workers.append(_Worker(decoder, [worker.pipe for worker in self._workers]))
+            self._workers.append(_Worker(decoder, self._workers))
 
     @property
     def busy(self) -> bool:
@@ -60,7 +60,7 @@ class WorkerPool:
         """The next samples from any worker; empty if none finishes for a while."""
         self._dispatch()
         held = {worker.pipe: worker for worker in self._workers if worker.held}
-        return [sample for pipe in wait(list(held), PATIENCE) for sample in held[pipe].receive()]  # type: ignore[index]
+        return [sample for pipe in wait(list(held), PATIENCE) for sample in held[pipe].samples()]  # type: ignore[index]
 
     def clear(self) -> None:
         """Drop everything; afterwards no worker is computing."""
@@ -84,72 +84,39 @@ class WorkerPool:
             worker.take(self._queue.pop(0))
 
 
-class _Worker:
+class _Worker(ForkedWorker):
     """The parent's end of one process. ``held`` is the number of jobs that were sent and have not come back."""
 
-    def __init__(self, decoder: Callable[[], Decoder], others: list[Connection]) -> None:
+    def __init__(self, decoder: Callable[[], Decoder], others: Sequence[_Worker]) -> None:
         self.held = 0
-        self.pipe, theirs = multiprocessing.Pipe()
-        self._process = fork(_work, (decoder, theirs, [self.pipe, *others]))
-        theirs.close()
+        super().__init__("a sampling worker", "run again to go on from what was kept", partial(_work, decoder), others)
 
     def take(self, jobs: list[Job]) -> None:
         self.held += len(jobs)
         self.send(jobs)
 
-    def send(self, message: Any) -> None:
-        try:
-            self.pipe.send(message)
-        except OSError:
-            raise self._died() from None
-
-    def receive(self) -> list[Sample]:
-        message = self._message()
+    def samples(self) -> list[Sample]:
+        """The next samples from it."""
+        message: list[Sample] = self.receive()
         self.held -= len(message)
         return message
 
     def settle(self) -> None:
         """Wait for the answer to `CLEAR`, dropping the samples before it."""
-        while self._message() != CLEAR:
+        while self.receive() != CLEAR:
             pass
         self.held = 0
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.join()
-        self.pipe.close()
-
-    def _message(self) -> Any:
-        try:
-            message = self.pipe.recv()
-        except (EOFError, OSError):
-            raise self._died() from None
-        if isinstance(message, PipelineError):
-            raise message
-        return message
-
     def _died(self) -> PipelineError:
         self.held = 0
-        self._process.join(1)
-        how = ended(self._process.exitcode)
-        return PipelineError(f"a sampling worker {how}; run again to go on from what was kept")
+        return super()._died()
 
 
-def _work(decoder: Callable[[], Decoder], pipe: Connection, inherited: list[Connection]) -> None:
-    """A worker's life, from fork to exit."""
+def _work(decoder: Callable[[], Decoder], pipe: Connection) -> None:
     import torch
 
-    for other in inherited:  # else this process would keep its siblings' pipes open when the parent dies
-        other.close()
     torch.set_num_threads(1)
-    try:
-        _serve(decoder(), pipe)
-    except EOFError:
-        pass  # the parent is gone
-    except Exception as error:
-        pipe.send(PipelineError(f"a sampling worker failed: {type(error).__name__}: {error}"))
-    finally:
-        os._exit(0)
+    _serve(decoder(), pipe)
 
 
 def _serve(decoder: Decoder, pipe: Connection) -> None:

@@ -80,8 +80,8 @@ class Prices:
 
 def most_prompt_tokens(request: Request) -> int:
     """An upper bound: no tokenizer makes more tokens than there are bytes."""
-    said = sum(len(message["content"].encode(errors="replace")) + TEMPLATE_TOKENS for message in request.messages)
-    return said + (len(request.prefix.encode(errors="replace")) + TEMPLATE_TOKENS if request.prefix else 0)
+    tokens = sum(len(message["content"].encode(errors="replace")) + TEMPLATE_TOKENS for message in request.messages)
+    return tokens + (len(request.prefix.encode(errors="replace")) + TEMPLATE_TOKENS if request.prefix else 0)
 
 
 def money(amount: Decimal) -> str:

@@ -112,7 +112,7 @@ class Rows:
         done = (torch.isin(token, stop_ids) | (count >= self._limit[rows])) & active.bool()
         return [slot for slot, ended in enumerate(done.tolist()) if ended]
 
-    def said(self, slots: list[int]) -> list[int]:
+    def last_tokens(self, slots: list[int]) -> list[int]:
         """The last token of each of ``slots``."""
         tokens: list[int] = self.token[put(slots, self.token.device)].tolist()
         return tokens

@@ -35,7 +35,7 @@ class Stream:
         if self._size > LOOKED_INTO:
             self._parse()
 
-    def said(self) -> tuple[str, str]:
+    def texts(self) -> tuple[str, str]:
         """(thinking, answer) so far."""
         self._parse()
         thinking = self._texts.get("reasoning", self._texts.get("reasoning_content", []))

@@ -287,15 +287,15 @@ class VllmEngine:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _text(self, ids: Sequence[int]) -> str:
-        said: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return said
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
     def _completion(self, response: Response) -> Completion:
         ids, logprobs = tuple(response.tokens), tuple(response.known)
         if math.isnan(math.fsum(logprobs)):
             raise PipelineError("vllm sampled from a broken distribution (its log-probabilities are no numbers)")
-        said = ids[:-1] if response.stopped else ids
-        text = response.request.prefix if response.full else self._text(said)
+        kept = ids[:-1] if response.stopped else ids
+        text = response.request.prefix if response.full else self._text(kept)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
         if not response.stopped:
             finish = Finish.STEP if response.stepped else Finish.LENGTH

@@ -198,9 +198,9 @@ class Response:
 
     def _note_places(self, piece: Piece, output: Any) -> None:
         if piece.parameters.prompt_logprobs is not None:
-            told = prompt_logprobs(output)
+            logprobs = prompt_logprobs(output)
             for place in piece.places:
-                self.logprobs[place] = told[len(self.prompt_ids) + place]
+                self.logprobs[place] = logprobs[len(self.prompt_ids) + place]
         else:
             (place,) = piece.places
             self.logprobs[place] = output.outputs[0].logprobs[0][self.tokens[place]].logprob

@@ -164,14 +164,14 @@ def main() -> None:
     leave_to_parent(offspring=True)  # with tensor_parallel vLLM starts processes, which Ctrl-C would end
     if cores := {int(core) for core in sys.argv[2:]}:
         os.sched_setaffinity(0, cores)
-    from distill.pretrained import hush  # not earlier: it may start threads, which would keep all cores
+    from distill.pretrained import quiet_libraries  # not earlier: it may start threads, which would keep all cores
 
     pipe = Connection(int(sys.argv[1]))
     inbox, outbox = SimpleQueue[Any](), SimpleQueue[Any]()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
     sender = threading.Thread(target=_send, args=(pipe, outbox), daemon=True)
     sender.start()
-    hush()
+    quiet_libraries()
     serve(inbox, outbox)
     outbox.put(END)
     sender.join()

@@ -25,9 +25,9 @@ class StepExample(Example):
     """``ends[k]`` is the last token of step k. A labelled step is marked in ``labels_mask`` at the next token, which is
     predicted from that last token. ``start`` is the first token of the response."""
 
-    start: int = 0
-    ends: tuple[int, ...] = ()
-    labels: tuple[Label, ...] = ()
+    start: int
+    ends: tuple[int, ...]
+    labels: tuple[Label, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def example_of(key: str, encoded: Encoded, labels: Sequence[Label]) -> StepExamp
     if not marked:
         return None
     mask = tuple(t in marked for t in range(len(encoded.ids)))
-    return StepExample(key, encoded.ids, mask, 1.0, encoded.start, encoded.ends, kept)
+    return StepExample(key, encoded.ids, mask, encoded.start, encoded.ends, kept)
 
 
 def unlabelled(key: str, encoded: Encoded) -> StepExample:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from distill.prm.examples import StepExample
 from distill.tensors import put
 from distill.training.batching import micro_batches
-from distill.training.forward import Pack, Told, causal_lm, of_states, pack, states
+from distill.training.forward import Pack, TokenScores, causal_lm, pack, score_states, states
 from distill.training.passes import in_order
 
 NAME = "step_head"
@@ -76,7 +76,7 @@ def step_logits(network: Any, examples: Sequence[StepExample]) -> list[Tensor]:
     begins, ends = (put(places, device) for places in _places(rows))
     sums = None
     if every:
-        so_far = F.pad(of_states(network, hidden, batch.targets)[0].double().cumsum(0), (1, 0))
+        so_far = F.pad(score_states(network, hidden, batch.targets)[0].double().cumsum(0), (1, 0))
         sums = (so_far.index_select(0, ends) - so_far.index_select(0, begins)).float()
     return list(head(hidden.index_select(0, ends), sums).split([len(row.ends) for row in rows]))
 
@@ -101,14 +101,14 @@ def _places(rows: Sequence[StepExample]) -> tuple[list[int], list[int]]:
     return begins, ends
 
 
-def fitness(network: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
+def fitness(network: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> TokenScores:
     """The log-probability (L,) that the head gives each label, which is the negative of its cross-entropy."""
     rows = [row for row in batch.examples if isinstance(row, StepExample)]
     labels = [label for row in rows for label in row.labels]
     learned = [k for k, label in enumerate(labels) if label is not None]
     every = torch.cat(step_logits(network, rows))
     logits, targets = every.index_select(0, put(learned, every.device)), put([labels[k] for k in learned], every.device)
-    return Told(-F.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none"))
+    return TokenScores(-F.binary_cross_entropy_with_logits(logits / temperature, targets, reduction="none"))
 
 
 @torch.no_grad()

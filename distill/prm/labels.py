@@ -48,11 +48,11 @@ def of_steps(response: str, split: Split, marked: Sequence[Marked]) -> tuple[Lab
     labels: list[Label] = []
     for step in split(response):
         inside = [(span, label) for span, label in marked if span[0] < step.end and step.start < span[1]]
-        said = [
+        judged = [
             label if span[1] <= step.end or (label is not None and label >= 0.5) else None for span, label in inside
         ]
-        known = [label for label in said if label is not None]
-        labels.append(min(known) if known and (len(known) == len(said) or min(known) < 0.5) else None)
+        known = [label for label in judged if label is not None]
+        labels.append(min(known) if known and (len(known) == len(judged) or min(known) < 0.5) else None)
     return tuple(labels)
 
 

@@ -39,20 +39,20 @@ class Scored:
     """The aggregate of the probabilities or its logarithm (`distill.prm.scorer`), by which responses are ranked."""
 
     @property
-    def told(self) -> list[tuple[float, float]]:
+    def labelled(self) -> list[tuple[float, float]]:
         both = zip(self.probabilities, self.labels, strict=True)
         return [(p, label) for p, label in both if label is not None]
 
     @property
     def pairs(self) -> list[tuple[float, bool]]:
-        return [(p, label >= 0.5) for p, label in self.told]
+        return [(p, label >= 0.5) for p, label in self.labelled]
 
 
 def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
     """All figures of a reward model; None for those that cannot be computed."""
     pairs = [pair for row in rows for pair in row.pairs]
     accuracy = clustered_mean(_by_problem(rows, lambda row: [float((p >= threshold) == y) for p, y in row.pairs]))
-    bins = reliability([pair for row in rows for pair in row.told])
+    bins = reliability([pair for row in rows for pair in row.labelled])
     return {
         "steps": len(pairs),
         "responses": len(rows),
@@ -132,9 +132,9 @@ def reliability(pairs: Sequence[tuple[float, float]], bins: int = BINS) -> list[
     for low, high in pairwise(edges):
         inside = [(p, y) for p, y in pairs if low <= p < high or (p == high == 1.0)]
         if inside:
-            said, right = fmean(p for p, _ in inside), fmean(y for _, y in inside)
+            predicted, right = fmean(p for p, _ in inside), fmean(y for _, y in inside)
             found.append(
-                {"from": low, "to": high, "steps": len(inside), "said": round(said, 4), "right": round(right, 4)}
+                {"from": low, "to": high, "steps": len(inside), "said": round(predicted, 4), "right": round(right, 4)}
             )
     return found
 

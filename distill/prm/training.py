@@ -16,8 +16,6 @@ from distill.randomness import held_out
 from distill.turns import rendered
 from distill.types import Message
 
-Render = Callable[[Sequence[Message]], str]
-
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
@@ -48,7 +46,7 @@ def lessons(
     return list(found.values()), dropped
 
 
-def apart(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
+def split_heldout(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Lesson], list[Lesson]]:
     """Split into training and held-out lessons; about ``share`` of the structures are held out, each as a whole."""
     held = held_out((lesson.labelled.structure for lesson in lessons), share, seed, "heldout")
     sides: tuple[list[Lesson], list[Lesson]] = ([], [])
@@ -57,7 +55,7 @@ def apart(lessons: Sequence[Lesson], share: float, seed: int) -> tuple[list[Less
     return sides
 
 
-def turned(lesson: Lesson, share: float, seed: int) -> Lesson:
+def with_noise(lesson: Lesson, share: float, seed: int) -> Lesson:
     """The lesson with about ``share`` of its labels flipped (`distill.prm.labels.noisy`)."""
     labels = noisy(lesson.labelled, share, seed)
     known = tuple(None if old is None else new for old, new in zip(lesson.row.labels, labels.labels, strict=True))

@@ -39,13 +39,13 @@ def reliability(models: Mapping[str, Any]) -> list[dict[str, Any]]:
     for index, (name, figures) in enumerate(models.items()):
         part = "test" if "test" in figures else "heldout"
         bins = figures[part]["bins"]
-        said, right = (
+        predicted, right = (
             svg.Line(label, [(float(i), b[key]) for i, b in enumerate(bins)], colour, [(b[key], b[key]) for b in bins])
             for label, key, colour in (("predicted", "said", "var(--ink-2)"), ("right", "right", "var(--right)"))
         )
         title, names = visible(name), [f"{b['from']:.1f}" for b in bins]
         about = f"error {_figure(figures[part]['ece'])} over {figures[part]['steps']:,} steps"
-        drawn = svg.slopes(f"reliability-{index}", title, about, names, [said, right])
+        drawn = svg.slopes(f"reliability-{index}", title, about, names, [predicted, right])
         panels.append({"title": title, "aside": about, "svg": Markup(drawn)})
     return panels
 

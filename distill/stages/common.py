@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, PlainSerializer
@@ -17,6 +17,7 @@ from distill.store.records import problems
 from distill.types import Problem
 from distill.verifiers.compose import Spec
 from pipeline.errors import InputError
+from pipeline.fingerprint import content_hash
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Input
 
@@ -73,6 +74,14 @@ def ask_of(
 
     budget = thinking.thinking_budget() if thinking else None
     return asking(prompting, budget, training, f"{context.name}.prompting")
+
+
+def protocol(context: Context, settings: Any, names: Iterable[str]) -> str:
+    """A hash of how a stage measured, by the settings with these ``names``: scores with the same one are comparable,
+    whatever the model and the date."""
+    how = settings.model_dump(mode="json", include=set(names))
+    verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
+    return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
 
 
 def members_present(context: Context, manifest: Manifest) -> str | None:

@@ -31,13 +31,13 @@ from distill.generation import Wanted, request_of, wanted
 from distill.lacking import lacking
 from distill.prompting import Ask, Prompting, plainly
 from distill.report.data import RESERVED
-from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, sampler, store_of
+from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, protocol, sampler, store_of
 from distill.stages.measuring import GREEDY, Measure
 from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.statistics import Estimate, clustered_mean
 from distill.store.records import problems, record_members
 from distill.types import Problem
-from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 
@@ -136,15 +136,8 @@ def run(context: Context, settings: EvaluateSettings) -> Output:
         context.note(f"{label}: pass@1 {_percent(clustered_mean(by_problem[label]))}")
     digest = record_members(store, members)
     again = verification.failed_once([key for _, key in members])
-    figures = {"members": len(members), "protocol": protocol(context, settings), "subjects": subjects}
+    figures = {"members": len(members), "protocol": protocol(context, settings, PROTOCOL), "subjects": subjects}
     return Output(digest, {**figures, "pairs": comparison.every_pair(by_problem), **again})
-
-
-def protocol(context: Context, settings: EvaluateSettings) -> str:
-    """An id of how it was measured: scores with the same id are comparable, whatever the model and the date."""
-    how = settings.model_dump(mode="json", include=set(PROTOCOL))
-    verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
-    return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
 
 
 def wishes_of(

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from distill import forms, huggingface, keys, tables
 from distill.columns import Column, Pattern, ProblemColumns, unreadable
-from distill.published import Said, TraceColumns
+from distill.published import PublishedTrace, TraceColumns
 from distill.sources import least, unreadable_set
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import Row as StoreRow
@@ -156,72 +156,75 @@ def _traces(
     seen: set[str] = set()
     samples: Counter[str] = Counter()
     take = least(settings.take, settings.limit)
-    for problem, said in _responses(context, settings, tally):
+    for problem, published in _responses(context, settings, tally):
         of_problem = problem_row(problem)
         asked = of_problem["prompt_key"]
-        trace = _trace(said, problem, f"imported:{settings.teacher}", samples[asked])
+        trace = _trace(published, problem, f"imported:{settings.teacher}", samples[asked])
         if trace.key in seen:
             tally["repeats"] += 1
             continue
         seen.add(trace.key)
         samples[asked] += 1
-        flagged = None if said.flag is None else _published(trace.key, of_problem["problem_key"], said.flag, settings)
+        flag, problem_key = published.flag, of_problem["problem_key"]
+        flagged = None if flag is None else _published(trace.key, problem_key, flag, settings)
         yield of_problem, trace_row(trace, asked) | UNKNOWN, flagged
         if len(seen) >= take:
             return
 
 
-def _responses(context: Context, settings: ImportSettings, tally: Counter[str]) -> Iterator[tuple[Problem, Said]]:
+def _responses(
+    context: Context, settings: ImportSettings, tally: Counter[str]
+) -> Iterator[tuple[Problem, PublishedTrace]]:
     """Every trace of every row, with the problem that it answers. One that cannot be used is skipped with a note, or
     raises an error (``on_bad_row``)."""
     mapping = ProblemColumns(settings.prompt, settings.reference, settings.reference_pattern, settings.difficulty)
     for row in settings.rows():
-        for said in settings.columns.each(row):
+        for published in settings.columns.each(row):
             try:
-                if isinstance(said, InputError):
-                    raise said
+                if isinstance(published, InputError):
+                    raise published
                 problem = mapping.problem(
-                    row, settings.verifier, settings.source or row.stem, "train", settings.licence, said.prompt,
-                    said.system,
+                    row, settings.verifier, settings.source or row.stem, "train", settings.licence, published.prompt,
+                    published.system,
                 )  # fmt: skip
             except InputError as error:
                 if settings.on_bad_row == "stop":
                     raise
                 tally["skipped"] += 1
                 context.note(f"skipped {error}")
-                if error is not said:
+                if error is not published:
                     break  # the problem cannot be used, so no trace of the row can
             else:
-                yield problem, said
+                yield problem, published
 
 
 def _published(trace_key: str, problem_key: str, right: bool, settings: ImportSettings) -> StoreRow:
     """The publisher's opinion of a trace, as a verdict: never taken for one of ours, and older than ours."""
-    said = Verdict.correct if right else Verdict.incorrect
-    verdict = replace(said(f"the set says so in {settings.flags}"), verifier=PUBLISHED, version="1")
+    make = Verdict.correct if right else Verdict.incorrect
+    verdict = replace(make(f"the set says so in {settings.flags}"), verifier=PUBLISHED, version="1")
     spec = {PUBLISHED: {"flags": settings.flags}}
     key = keys.verdict_key(trace_key, problem_key, PUBLISHED, "1", canonical(spec))
     return verdict_row(key, trace_key, problem_key, verdict, spec)
 
 
-def _trace(said: Said, problem: Problem, model: str, sample_index: int) -> Trace:
+def _trace(published: PublishedTrace, problem: Problem, model: str, sample_index: int) -> Trace:
     return Trace(
-        key=keys.imported_key(problem, model, said.text),
+        key=keys.imported_key(problem, model, published.text),
         problem_id=problem.id,
         model=model,
         engine="imported",
         sampling=Sampling(),
         sample_index=sample_index,
         prompt=problem.prompt,
-        thinking=said.thinking,
-        answer=said.answer,
-        closed=said.closed,
-        thinking_tokens=estimate_tokens(said.thinking),
-        answer_tokens=estimate_tokens(said.answer),
+        thinking=published.thinking,
+        answer=published.answer,
+        closed=published.closed,
+        thinking_tokens=estimate_tokens(published.thinking),
+        answer_tokens=estimate_tokens(published.answer),
         prompt_ids=(),
         token_ids=(),
         logprobs=None,
-        finish=Finish.STOP if said.closed else Finish.LENGTH,
+        finish=Finish.STOP if published.closed else Finish.LENGTH,
         prompt_tokens=estimate_tokens(problem.prompt),
     )
 
@@ -236,8 +239,8 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
 
 
 def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
-    said = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
-    columns, skip = (settings.prompt, *said, settings.reference, settings.difficulty), settings.on_bad_row == "skip"
+    texts = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
+    columns, skip = (settings.prompt, *texts, settings.reference, settings.difficulty), settings.on_bad_row == "skip"
     if settings.data:
         return unreadable_set(settings.data, columns, skip)
     return unreadable(settings.rows(), columns, skip)

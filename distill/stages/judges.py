@@ -16,7 +16,7 @@ from distill.verifiers.compose import HOWS, Spec
 from distill.verifiers.llm_judge import Judge, JudgeSettings
 from pipeline.fingerprint import FileHashes, canonical
 
-Told = Mapping[str, Any]
+Written = Mapping[str, Any]
 """A judge's settings, as they are written in a spec."""
 
 
@@ -34,12 +34,12 @@ class Judges:
     def with_shares(self, spec: Any, fitted: Mapping[str, VllmOptions]) -> Any:
         """A verifier's spec in which each of them takes the share that ``fitted`` has under its name."""
 
-        def change(told: Told) -> Told:
-            name = self._names.get(canonical(told))
+        def change(written: Written) -> Written:
+            name = self._names.get(canonical(written))
             if name is None or (share := fitted[name].gpu_memory_utilization) == _share(self.engines[name][1]):
-                return told
+                return written
             engine = self.engines[name][1].model_dump(mode="json", exclude_unset=True)
-            return {**told, "engine": {"kind": "vllm", **engine, "gpu_memory_utilization": share}}
+            return {**written, "engine": {"kind": "vllm", **engine, "gpu_memory_utilization": share}}
 
         return _changed(spec, change)
 
@@ -47,30 +47,30 @@ class Judges:
         """The name of the first in these specs whose share ``fitted`` lowers; None if it lowers none."""
         names: list[str] = []
 
-        def note(told: Told) -> Told:
-            names.extend(name for name in [self._names.get(canonical(told))] if name)
-            return told
+        def note(written: Written) -> Written:
+            names.extend(name for name in [self._names.get(canonical(written))] if name)
+            return written
 
         for spec in specs:
             _changed(spec, note)
         return next((name for name in names if _share(fitted[name]) < _share(self.engines[name][1])), None)
 
-    def _found(self, told: Told) -> Told:
-        settings = JudgeSettings.model_validate(told)
-        if isinstance(settings.engine, VllmOptions) and canonical(told) not in self._names:
+    def _found(self, written: Written) -> Written:
+        settings = JudgeSettings.model_validate(written)
+        if isinstance(settings.engine, VllmOptions) and canonical(written) not in self._names:
             name = f"judge {settings.model}"
             if name in self.engines:
                 name += f" ({len(self.engines) + 1})"
-            self._names[canonical(told)] = name
+            self._names[canonical(written)] = name
             self.engines[name] = engines.standing_model(settings.model, settings.engine, self._hashes), settings.engine
-        return told
+        return written
 
 
 def _share(engine: VllmOptions) -> float:
     return engine.gpu_memory_utilization
 
 
-def _changed(spec: Any, change: Callable[[Told], Told]) -> Any:
+def _changed(spec: Any, change: Callable[[Written], Written]) -> Any:
     """A spec (`distill.verifiers.compose`) in which the settings of each judge are changed."""
     if not isinstance(spec, Mapping):
         return spec

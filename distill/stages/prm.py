@@ -98,7 +98,7 @@ class PrmSettings(StudentSettings):
 
 def run(context: Context, settings: PrmSettings) -> Output:
     from distill.prm import head as heads
-    from distill.prm.training import apart, measured, turned
+    from distill.prm.training import measured, split_heldout, with_noise
     from distill.training.loop import train
     from distill.training.metrics import Recorder
     from distill.training.student import default_learning_rate
@@ -114,13 +114,13 @@ def run(context: Context, settings: PrmSettings) -> Output:
     rate = settings.learning_rate or default_learning_rate(network)
     head = heads.attach(network, settings.likelihood)
     lessons = _lessons(context, settings, tokenizer, labelled)
-    taught, held = apart(lessons, settings.heldout, settings.seed)
+    taught, held = split_heldout(lessons, settings.heldout, settings.seed)
     if not held:
         context.note("nothing is held out, as all labels are of one problem")
     tested = _lessons(context, settings, tokenizer, _labelled(context, settings, settings.test, split))
     tested = _of_unseen_problems(context, taught, tested)
     _store_labels(context, {"train": taught, "heldout": held, "test": tested})
-    rows = [turned(lesson, settings.noise, settings.seed).row for lesson in taught]
+    rows = [with_noise(lesson, settings.noise, settings.seed).row for lesson in taught]
     with Recorder(store_of(context), context, ("loss", "learning_rate"), settings.log_to) as recorder:
         result = train(
             network, rows, _train_settings(settings, rate, head.weight.numel()),
@@ -159,8 +159,8 @@ def _labelled(
     for source in sources:
         own = gather(context, source, split, settings.seed, _ask(context, settings))
         if not own:
-            said = source.model_dump_json(exclude_defaults=True)
-            raise InputError(f"stage {context.name}: labels: {said} labels no step; check it, or remove it")
+            described = source.model_dump_json(exclude_defaults=True)
+            raise InputError(f"stage {context.name}: labels: {described} labels no step; check it, or remove it")
         steps = sum(label is not None for one in own for label in one.labels)
         context.note(f"labels: {len(own):,} responses, {steps:,} steps ({own[0].source})")
         found += own
@@ -226,7 +226,7 @@ def _train_settings(settings: PrmSettings, rate: float, width: int) -> TrainSett
     head_rate = settings.head_learning_rate or HEAD_STEP / width
     return TrainSettings(
         OptimizerSettings(
-            rate, schedule=settings.schedule, warmup=settings.warmup, apart=((NAME, head_rate),)
+            rate, schedule=settings.schedule, warmup=settings.warmup, own_rates=((NAME, head_rate),)
         ),
         batch_size=settings.batch_size,
         epochs=settings.epochs,

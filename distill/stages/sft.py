@@ -172,7 +172,7 @@ def _stop_test(
     chosen = permutation(len(there), settings.seed, "stop test")[:STOP_PROMPTS]
     sampling = Sampling(max_tokens=limit, seed=settings.seed)
     asked = trials.requests(dict(there[i] for i in chosen), ask, sampling)
-    cut = trials.endless(network, tokenizer, asked, context.stopping)
+    cut = trials.count_unfinished(network, tokenizer, asked, context.stopping)
     if len(asked) - cut < settings.stop_test * len(asked):
         left = exported(context, network, tokenizer, settings, "unpublished") / modelspec.MODEL
         raise PipelineError(

@@ -124,13 +124,13 @@ def publish(
     about: str,
     start: str,
     settings: Settings,
-    told: Mapping[str, str] | None = None,
+    chosen: Mapping[str, str] | None = None,
 ) -> str:
     """Adapter, merged model and model card as the stage's artifact; returns its content hash.
 
-    ``start`` names the model that training began with. ``told`` holds the values of settings that were left
+    ``start`` names the model that training began with. ``chosen`` holds the values of settings that were left
     to the stage, for the card.
     """
     built = exported(context, network, tokenizer, settings, "artifact")
-    write_model_card(built / MODEL, context, about, start, {**settings.model_dump(mode="json"), **(told or {})})
+    write_model_card(built / MODEL, context, about, start, {**settings.model_dump(mode="json"), **(chosen or {})})
     return context.publish(built)

@@ -143,8 +143,8 @@ def example_of(tokenizer: Any, row: Row, ask: Ask, thinking: bool = True) -> Exa
     """A trace in the student's own template and tokens, whatever its teacher was."""
     from distill.training.conversations import conversation, from_messages
 
-    said = row["thinking"] if thinking else ""
-    messages = conversation(ask(problem_of(row)).messages, said, row["answer"])
+    thought = row["thinking"] if thinking else ""
+    messages = conversation(ask(problem_of(row)).messages, thought, row["answer"])
     return from_messages(tokenizer, row["trace_key"], messages)
 
 

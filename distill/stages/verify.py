@@ -60,11 +60,11 @@ def _report_unusable(context: Context, wishes: Sequence[Judgement]) -> None:
     if not found:
         return
     (at, why), *_ = found.items()
-    said = f"{len(found)} of {len(asked)} problems have no answer that {built[at[1]].name} could judge; "
-    said += f"{asked[at].name}: {why}"
+    note = f"{len(found)} of {len(asked)} problems have no answer that {built[at[1]].name} could judge; "
+    note += f"{asked[at].name}: {why}"
     if len(found) == len(asked):
-        raise InputError(f"stage {context.name}: {said}")
-    context.note(f"{context.name}: {said}")
+        raise InputError(f"stage {context.name}: {note}")
+    context.note(f"{context.name}: {note}")
 
 
 def traces_of(store: Store, collection: str) -> list[tuple[str, str, Problem]]:

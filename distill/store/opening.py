@@ -47,8 +47,8 @@ class NoMemory(PipelineError):
     """The machine is short of memory; the file that was being read may be intact."""
 
     def __init__(self, path: Path, error: BaseException) -> None:
-        said = first_line(error)
-        super().__init__(f"{path}: not enough memory to read it ({said}); free some and run the same command again")
+        reason = first_line(error)
+        super().__init__(f"{path}: not enough memory to read it ({reason}); free some and run the same command again")
 
 
 class Damaged(InputError):

@@ -25,14 +25,12 @@ WINDOW = 8
 class Example:
     """One row. ``labels_mask[t]`` marks token ``t`` as learned, that is predicted from the tokens before it.
 
-    The first token of a row has nothing before it and is never learned. ``weight`` scales the row's
-    tokens in the loss and in its denominator.
+    The first token of a row has nothing before it and is never learned.
     """
 
     key: str
     input_ids: tuple[int, ...]
     labels_mask: tuple[bool, ...]
-    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if len(self.input_ids) != len(self.labels_mask):
@@ -53,10 +51,10 @@ class Example:
         return sum(self.labels_mask[1:])
 
 
-def from_tokens(key: str, prompt_ids: Sequence[int], response_ids: Sequence[int], weight: float = 1.0) -> Example:
+def from_tokens(key: str, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Example:
     """A row from the exact ids that an engine saw and sampled (end token included), without re-tokenising."""
     mask = (False,) * len(prompt_ids) + (True,) * len(response_ids)
-    return Example(key, (*prompt_ids, *response_ids), mask, weight)
+    return Example(key, (*prompt_ids, *response_ids), mask)
 
 
 @dataclass(frozen=True)

@@ -72,8 +72,8 @@ def _last_turn(tokenizer: Any, key: str, messages: Sequence[Message], end: int |
         )
     prompt = rendered(tokenizer, context)
     parts = (prompt, _continuation(prompt, last["content"]))
-    asked, said = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
-    return from_tokens(key, _interned(asked), _interned([*said, end]))
+    prompt_ids, response = (tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"] for part in parts)
+    return from_tokens(key, _interned(prompt_ids), _interned([*response, end]))
 
 
 _IDS: dict[int, int] = {}

@@ -1,7 +1,7 @@
 """Divergence from a teacher over whole distributions instead of sampled tokens: generalised JSD (GKD).
 
-It is a `distill.training.forward.Pass`, like `tell`. Hidden states of student and teacher are picked where a label
-exists, and both heads run in chunks that are recomputed in the backward pass, so the full logits of neither ever
+It is a `distill.training.forward.Pass`, like `score_tokens`. Hidden states of student and teacher are picked where a
+label exists, and both heads run in chunks that are recomputed in the backward pass, so the full logits of neither ever
 exist. With ``top_k`` the vocabulary is coarsened, token by token, to the teacher's k likeliest tokens and one bucket
 for all others. That is a divergence too: never above that of the whole vocabulary, and equal to it if k is its size.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.training.forward import Pack, Told, causal_lm, in_chunks, states
+from distill.training.forward import Pack, TokenScores, causal_lm, in_chunks, states
 
 
 @dataclass(frozen=True)
-class Agreement:
+class NegativeDivergence:
     """Minus the divergence of the student from ``teacher`` at each supervised token, in nats, differentiable.
 
     ``beta`` 0 is the forward KL(teacher, student), 1 the reverse KL, anything in between the generalised Jensen-Shannon
@@ -31,7 +31,7 @@ class Agreement:
     top_k: int | None = None
     temperature: float = 1.0
 
-    def __call__(self, model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
+    def __call__(self, model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> TokenScores:
         ours = states(model, batch)
         with torch.no_grad():
             theirs = states(self.teacher, batch)
@@ -43,7 +43,7 @@ class Agreement:
             p, q = coarsened(p[:, :width].log_softmax(-1), q[:, :width].log_softmax(-1), self.top_k)
             return (-generalised_jsd(p, q, self.beta),)
 
-        return Told(*in_chunks(of, head.weight.shape[0] + teacher_head.weight.shape[0], ours, theirs))
+        return TokenScores(*in_chunks(of, head.weight.shape[0] + teacher_head.weight.shape[0], ours, theirs))
 
 
 def generalised_jsd(student: Tensor, teacher: Tensor, beta: float) -> Tensor:

@@ -57,7 +57,7 @@ class Best:
         patience = self._heldout.patience if self._heldout else None
         return patience is not None and self._misses >= patience
 
-    def look(self) -> Mapping[str, Any]:
+    def measure_if_due(self) -> Mapping[str, Any]:
         """Measure if it is time to, and return the figures. Call it before the first update and after each."""
         done, learner = self._learner.done, self._learner
         if self._heldout is None or (done % self._heldout.every and done < learner.total):

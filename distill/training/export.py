@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from distill.engines.weights import folded, plain
-from distill.pretrained import hush
+from distill.pretrained import quiet_libraries
 from distill.tensors import copied
 from distill.training.adapted import is_packed
 from distill.training.forward import causal_lm
@@ -32,7 +32,7 @@ def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Load a causal LM from a local directory, without network access."""
     from transformers import AutoModelForCausalLM
 
-    hush()
+    quiet_libraries()
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
 
 
@@ -43,7 +43,7 @@ def export_student(model: Any, tokenizer: Any, directory: Path, half: bool = Fal
     Raises `PipelineError` if the logits of the written model, or of the merged model before rounding, differ from those
     of the trained model.
     """
-    hush()
+    quiet_libraries()
     merged = model
     if hasattr(model, "peft_config"):
         # Otherwise peft looks up the base's vocabulary on the hub; ours is always the same.

@@ -12,7 +12,7 @@ called once per run, and catches both contamination between documents and heads 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +37,7 @@ CHUNK = 1 << 24
 LARGE_CHUNK = 1 << 27
 """The same on a GPU. Each chunk reads a trained head's weights and adds to its gradient, and with a vocabulary of 152k
 a small chunk would have only a hundred rows."""
-FEW = 64
+SHAPE_MULTIPLE = 64
 """Sizes are rounded up to a multiple of this in half precision on CPU: every new shape of a product costs a millisecond
 and a megabyte there, because oneDNN builds a kernel for it."""
 SPARSE = 0.95
@@ -48,7 +48,7 @@ SPARSE = 0.95
 class Pack:
     """Examples as one row. N tokens are computed; L are learned, in the order of ``examples``.
 
-    ``sources`` (L,) are the positions in the row whose hidden states predict ``targets`` (L,). ``asked`` are the same
+    ``sources`` (L,) are the positions in the row whose hidden states predict ``targets`` (L,). ``needed`` are the same
     positions, sorted and each once, filled up to the ``multiple`` of `pack`; or None if they are nearly all.
     """
 
@@ -58,12 +58,12 @@ class Pack:
     documents: list[attention.Block]
     sources: Tensor
     targets: Tensor
-    asked: Tensor | None
+    needed: Tensor | None
 
 
 def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multiple: int = 1) -> Pack:
     """Lay the segments of examples end to end, each with the position ids it has in its rows. The row is padded to a
-    multiple of ``multiple``, and so are the rectangles of attention (`FEW`)."""
+    multiple of ``multiple``, and so are the rectangles of attention (`SHAPE_MULTIPLE`)."""
     spans: dict[Segment, range] = {}
     end = 0
     for segment in (found := segments(examples)):
@@ -77,7 +77,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
     targets = [e.input_ids[t] for e, positions in zip(examples, learned, strict=True) for t in positions]
     fill = range(end, -(-end // multiple) * multiple)
     others = sorted(set(range(fill.stop)) - set(sources), reverse=True)
-    asked = sorted({*sources, *others[: -len(set(sources)) % multiple]})
+    needed = sorted({*sources, *others[: -len(set(sources)) % multiple]})
     seen = [[*(spans[b] for b in s.before), spans[s]] for s in found]
     ids, positions = (
         put([[*chain.from_iterable(parts), *[0] * len(fill)]], device)
@@ -90,7 +90,7 @@ def pack(examples: Sequence[Example], device: torch.device | str = "cpu", multip
         documents=attention.blocks(seen, device, multiple, fill),
         sources=put(sources, device),
         targets=put(targets, device),
-        asked=put(asked, device) if len(asked) <= SPARSE * end else None,
+        needed=put(needed, device) if len(needed) <= SPARSE * end else None,
     )
 
 
@@ -100,62 +100,31 @@ def causal_lm(model: Any) -> Any:
 
 
 @contextmanager
-def packed(config: Any) -> Iterator[None]:
-    """Within this context a model with this ``config`` attends to packed rows, and torch uses no cuDNN attention. On
-    Hopper and Blackwell that would be its first choice (torch 2.11, with cuDNN 9.15 or later). But cuDNN plans for
-    half a second, forward and backward each, for every new shape (measured by others on a B200,
-    modelscope/FunASR#3704), and nearly every packed row has a new shape."""
+def packed(causal: Any, needed: Tensor | None) -> Iterator[None]:
+    """Within this context a causal LM attends to packed rows, and the feed-forward block of its last layer, after which
+    no token sees another, computes only the ``needed`` tokens of the pack (None: all); the others get zero.
+
+    Torch uses no cuDNN attention here. On Hopper and Blackwell that would be its first choice (torch 2.11, with cuDNN
+    9.15 or later). But cuDNN plans for half a second, forward and backward each, for every new shape (measured by
+    others on a B200, modelscope/FunASR#3704), and nearly every packed row has a new shape."""
     flags: Any = torch.backends.cuda  # they have no types
-    before, planned = config._attn_implementation, flags.cudnn_sdp_enabled()
-    config._attn_implementation = attention.NAME
-    flags.enable_cudnn_sdp(False)
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
-        flags.enable_cudnn_sdp(planned)
-
-
-@contextmanager
-def asking(model: Any, rows: Tensor | None) -> Iterator[None]:
-    """Within this context the last layer's feed-forward block, after which no token sees another, computes only
-    ``rows`` of the pack; the others get zero."""
-    block = getattr(next(reversed(getattr(model, "layers", [])), None), "mlp", None)
-    if rows is None or block is None:
-        yield
-        return
-    before = vars(block).get("forward")
-    block.forward = partial(_rows_only, rows, block.forward)
-    token = _ASKED.set((model, rows))
-    try:
-        yield
-    finally:
-        _ASKED.reset(token)
-        del block.forward
-        if before is not None:
-            block.forward = before
-
-
-def checkpoint_layers(model: Any) -> None:
-    """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
-    causal = causal_lm(model)
-    how = {"use_reentrant": False, "context_fn": partial(_contexts, causal.config)}  # picklable: ranks get the model
-    causal.gradient_checkpointing_enable(how)
-    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, not picklable
-
-
-def _contexts(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """The contexts for the first pass over a layer and for its recomputation."""
-    return nullcontext(), _recomputing(config, *_ASKED.get())
-
-
-@contextmanager
-def _recomputing(config: Any, model: Any, rows: Tensor | None) -> Iterator[None]:
-    with packed(config), asking(model, rows):
+    block = getattr(next(reversed(getattr(causal.base_model, "layers", [])), None), "mlp", None)
+    with ExitStack() as undo:
+        undo.callback(_PASS.reset, _PASS.set((causal, needed)))
+        undo.callback(setattr, causal.config, "_attn_implementation", causal.config._attn_implementation)
+        causal.config._attn_implementation = attention.NAME
+        undo.callback(flags.enable_cudnn_sdp, flags.cudnn_sdp_enabled())
+        flags.enable_cudnn_sdp(False)
+        if needed is not None and block is not None:
+            own = vars(block)
+            restore = partial(own.update, forward=own["forward"]) if "forward" in own else partial(own.pop, "forward")
+            undo.callback(restore)
+            own["forward"] = partial(_rows_only, needed, block.forward)
         yield
 
 
-_ASKED: ContextVar[tuple[Any, Tensor | None]] = ContextVar("asked", default=(None, None))
+_PASS: ContextVar[tuple[Any, Tensor | None] | None] = ContextVar("pass", default=None)
+"""What the innermost `packed` was called with."""
 
 
 def _rows_only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor, *rest: Any, **settings: Any) -> Any:
@@ -168,10 +137,23 @@ def _rows_only(rows: Tensor, forward: Callable[..., Any], hidden_states: Tensor,
     return made.new_zeros(hidden_states.shape).index_copy(1, rows, made)
 
 
+def checkpoint_layers(model: Any) -> None:
+    """Turn on gradient checkpointing. The recomputation, outside of `states`, repeats the first pass exactly."""
+    causal = causal_lm(model)
+    causal.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": _contexts})
+    causal.disable_input_require_grads()  # a hook that only reentrant checkpoints need, not picklable
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts for the first pass over a layer and for its recomputation."""
+    current = _PASS.get()
+    return nullcontext(), packed(*current) if current else nullcontext()
+
+
 def states(model: Any, batch: Pack) -> Tensor:
     """The hidden states (L, D), before the output head, that predict the supervised tokens."""
     causal = causal_lm(model)
-    with packed(causal.config), asking(causal.base_model, batch.asked):
+    with packed(causal, batch.needed):
         hidden = causal.base_model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
@@ -182,37 +164,37 @@ def states(model: Any, batch: Pack) -> Tensor:
     return picked
 
 
-class Told(NamedTuple):
+class TokenScores(NamedTuple):
     """For each supervised token, (L,): its natural log-probability, fp32, differentiable; on request the ``entropy`` of
     the whole distribution at its position (nats, no gradient); and, if the model has a value head
-    (`distill.training.value_head`), its estimate from the state before the token."""
+    (PPO's, `rl.critic`), its estimate from the state before the token."""
 
     logprobs: Tensor
     entropy: Tensor | None = None
     values: Tensor | None = None
 
 
-Pass = Callable[[Any, Pack, float, bool], Told]
-"""A model's pass over a pack, at a temperature, with or without entropies. The default is `tell`; a different one may
+Pass = Callable[[Any, Pack, float, bool], TokenScores]
+"""A model's pass over a pack, at a temperature, with or without entropies. The default is `score_tokens`; another may
 give the objective something else in place of a token's log-probability."""
-Scorer = Callable[[Pack, float, bool], Told]
+Scorer = Callable[[Pack, float, bool], TokenScores]
 """A `Pass` bound to one model."""
 
 
-def tell(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> Told:
+def score_tokens(model: Any, batch: Pack, temperature: float = 1.0, entropy: bool = False) -> TokenScores:
     """The default `Pass`: log-probabilities, and entropies and values where there are any."""
     hidden = states(model, batch)
-    told = Told(*of_states(model, hidden, batch.targets, temperature, entropy))
+    scores = TokenScores(*score_states(model, hidden, batch.targets, temperature, entropy))
     head = getattr(model, "value_head", None)
-    return told if head is None else told._replace(values=head(hidden))
+    return scores if head is None else scores._replace(values=head(hidden))
 
 
 def logprobs(model: Any, batch: Pack, temperature: float = 1.0) -> Tensor:
     """Natural log-probabilities (L,), fp32, of the supervised tokens, differentiable."""
-    return tell(model, batch, temperature).logprobs
+    return score_tokens(model, batch, temperature).logprobs
 
 
-def of_states(
+def score_states(
     model: Any, hidden: Tensor, targets: Tensor, temperature: float = 1.0, entropy: bool = False
 ) -> tuple[Tensor, ...]:
     """Log-probabilities (L,) of ``targets`` (L,) from the hidden states (L, D) that predict them, and with ``entropy``
@@ -226,9 +208,9 @@ def of_states(
         if not entropy:
             return (-F.cross_entropy(logits, targets, reduction="none"),)
         table = logits.log_softmax(-1)
-        told = -F.nll_loss(table, targets, reduction="none")
+        logprobs = -F.nll_loss(table, targets, reduction="none")
         with torch.no_grad():  # last, so that recomputing the chunk for its gradient skips this
-            return told, -table.exp().mul_(table).sum(-1)
+            return logprobs, -table.exp().mul_(table).sum(-1)
 
     return in_chunks(of, head.weight.shape[0], hidden, targets)
 

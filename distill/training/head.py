@@ -47,12 +47,12 @@ class _Through(Function):
         size = ROWS if hidden.device.type == "cpu" else MANY_ROWS
         found, entropies, back = [], [], []
         for states, labels in zip(torch.split(scaled, size), torch.split(targets, size), strict=True):
-            told = _softmax(states, weight, labels, learns, entropy)
-            found.append(told.logprob)
-            entropies.append(told.entropy)
+            softmax = _softmax(states, weight, labels, learns, entropy)
+            found.append(softmax.logprob)
+            entropies.append(softmax.entropy)
             if learns:
-                others = -torch.expm1(told.logprob).unsqueeze(-1)
-                back.append(weight.index_select(0, labels) * others - told.mixed)
+                others = -torch.expm1(softmax.logprob).unsqueeze(-1)
+                back.append(weight.index_select(0, labels) * others - softmax.mixed)
         ctx.save_for_backward(*([torch.cat(back).div_(temperature)] if back else []))
         if not entropy:
             return (torch.cat(found),)

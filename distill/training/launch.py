@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from distill.training.ranks import FOREVER, Ranks, gone
+from distill.training.ranks import FOREVER, Ranks, rank_lost
 from pipeline.errors import InputError, PipelineError
 from pipeline.forking import ended, leave_to_parent, spawn
 
@@ -40,14 +40,14 @@ def joined() -> Ranks:
 
 def serve() -> None:
     """Run a rank above 0 until rank 0 ends it or is gone. Rank 0 handles the signals."""
-    from distill.pretrained import hush
+    from distill.pretrained import quiet_libraries
     from distill.tensors import give_back
     from distill.training.session import follow
 
-    hush()
+    quiet_libraries()
     leave_to_parent()
     ranks = joined()
-    while (opening := ranks.told()) is not None:
+    while (opening := ranks.receive()) is not None:
         follow(ranks, **opening)
         give_back()  # what runs next on this GPU may be another process: vLLM
     ranks.close()
@@ -122,7 +122,7 @@ def _watch(rank: int, child: subprocess.Popen[bytes], over: threading.Event) -> 
     """End the run if a rank that it started is gone, even while a call waits for that rank."""
     code = child.wait()
     if not over.wait(GRACE):
-        print(f"distill: {gone(f'rank {rank} {ended(code)}')}", file=sys.stderr, flush=True)
+        print(f"distill: {rank_lost(f'rank {rank} {ended(code)}')}", file=sys.stderr, flush=True)
         os._exit(1)
 
 

@@ -14,6 +14,7 @@ they are.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,7 +27,6 @@ from torch.autograd import Function
 
 from distill.engines.norms import plain_norms
 from distill.training.adapted import FULL, HALF, Lora, adapted, factors_of, is_packed, is_plain, precision
-from distill.training.casts import Casts
 from distill.training.gated import gated, projections
 
 
@@ -34,7 +34,7 @@ from distill.training.gated import gated, projections
 def lean(model: nn.Module, sharded: bool = False) -> Iterator[None]:
     """Replace the layers of ``model`` that can be, within this context. From its first use under autocast on, each also
     keeps its fixed weight in half precision, unless the weights are ``sharded``: those come and go."""
-    casts = Casts(keeps=not sharded)
+    casts = _Casts(keeps=not sharded)
     plain = [module for module in model.modules() if is_plain(module)]
     found: dict[Any, Any] = {module: partial(_lora, casts) for module in plain}
     found |= {m: partial(_feed_forward, casts, layers) for m in model.modules() if (layers := projections(m, plain))}
@@ -48,7 +48,7 @@ def lean(model: nn.Module, sharded: bool = False) -> Iterator[None]:
             del module.forward
 
 
-def _lora_of(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
+def _lora_of(casts: _Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
     """The tensors of a layer for products in ``dtype``, or None if it does not support them."""
     weight = layer.get_base_layer().weight
     known = is_packed(weight) or weight.dtype in (dtype, FULL)
@@ -58,7 +58,7 @@ def _lora_of(casts: Casts, layer: Any, dtype: torch.dtype) -> Lora | None:
     return Lora(fixed, *factors_of(layer), dense)
 
 
-def _lora(casts: Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _lora(casts: _Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     dtype, bias = precision(x), layer.get_base_layer().bias
     side = _lora_of(casts, layer, dtype)
     if side is None:
@@ -71,7 +71,7 @@ def _lora(casts: Casts, layer: Any, otherwise: Callable[[Tensor], Tensor], x: Te
 
 
 def _feed_forward(
-    casts: Casts, layers: list[Any], block: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor
+    casts: _Casts, layers: list[Any], block: Any, otherwise: Callable[[Tensor], Tensor], x: Tensor
 ) -> Tensor:
     dtype = precision(x)
     sides = [_lora_of(casts, layer, dtype) for layer in layers if not layer.disable_adapters]
@@ -83,6 +83,52 @@ def _norm(epsilon: float, module: Any, otherwise: Callable[[Tensor], Tensor], hi
     if {hidden_states.dtype, module.weight.dtype} - {FULL, HALF}:
         return otherwise(hidden_states)
     return _rms_norm(hidden_states, module.weight, epsilon)
+
+
+class _Casts:
+    """Casts fixed weights, and the input that several layers share, to the precision of the products only once: under
+    autocast and over 4-bit weights."""
+
+    def __init__(self, keeps: bool) -> None:
+        self._keeps = keeps
+        self._weights: dict[int, Tensor] = {}
+        self._input: tuple[Any, Tensor] | None = None
+
+    def __reduce__(self) -> Any:
+        return _Casts, (self._keeps,)  # another process makes its own
+
+    def weight(self, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Callable[[Tensor], Tensor] | None]:
+        """A weight to keep for the backward pass, and a function that converts it to ``dtype`` (None if it has it)."""
+        if is_packed(weight):
+            return weight, partial(_unpacked, weight.quant_state, dtype)  # type: ignore[attr-defined]
+        if weight.dtype == dtype:
+            return weight, None
+        if not self._keeps:
+            return weight, partial(_cast, dtype)
+        if id(weight) not in self._weights:
+            self._weights[id(weight)] = weight.detach().to(dtype)
+        return self._weights[id(weight)], None
+
+    def input(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        if x.dtype == dtype:
+            return x
+        if self._input is None or not self._input[0](x):
+            self._input = partial(_is_same, weakref.ref(x), x._version, torch.is_grad_enabled()), x.to(dtype)
+        return self._input[1]
+
+
+def _unpacked(state: Any, dtype: torch.dtype, packed: Tensor) -> Tensor:
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(packed, state).to(dtype)
+
+
+def _cast(dtype: torch.dtype, weight: Tensor) -> Tensor:
+    return weight.detach().to(dtype)
+
+
+def _is_same(last: Callable[[], Tensor | None], version: int, learns: bool, x: Tensor) -> bool:
+    return last() is x and x._version == version and torch.is_grad_enabled() == learns
 
 
 class _RmsNorm(Function):

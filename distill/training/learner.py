@@ -20,10 +20,10 @@ from torch import Tensor
 
 from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import Pass, Scorer, tell
+from distill.training.forward import Pass, Scorer, score_tokens
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.passes import Objective, Row, Scored, Task, accumulate
-from distill.training.ranks import Parallel, Ranks, alike, full
+from distill.training.passes import Objective, Row, RowScores, Task, accumulate
+from distill.training.ranks import Parallel, Ranks, shard_like, unsharded
 from distill.training.replicas import Replica, share
 from pipeline.errors import Stopped
 
@@ -67,7 +67,7 @@ class Learner:
 
     def __init__(
         self, model: Any, settings: LearnerSettings, total: int, directory: Path, run: str,
-        before_save: BeforeSave, ranks: Ranks | None = None, measure: Pass = tell,
+        before_save: BeforeSave, ranks: Ranks | None = None, measure: Pass = score_tokens,
     ) -> None:  # fmt: skip
         self._before_save = before_save
         self.settings, self.total, self.directory, self.run = settings, total, directory, run
@@ -77,8 +77,8 @@ class Learner:
         self.ranks = ranks
         self.beside: dict[str, Any] = {}
         """What this rank has beside the model for the use of `OnAllRanks`."""
-        self._ask: Scorer
-        trained, self._ask = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
+        self._scorer: Scorer
+        trained, self._scorer = ranks.module(model, settings.parallel) if ranks else (model, partial(measure, model))
         self.model, self._trained = trained if model is None else model, trained
         self.weights = [p for p in self.model.parameters() if p.requires_grad]
         """The trained parameters, whole. With fsdp they are those of the last `gather`."""
@@ -108,43 +108,44 @@ class Learner:
         if self.ranks:
             self.ranks.dismiss()
 
-    def cut(self, examples: Sequence[Example]) -> list[list[int]]:
-        """The micro-batches (indices) that these rows are trained in."""
+    def micro_batches(self, examples: Sequence[Example]) -> list[list[int]]:
+        """The micro-batches (indices) that these rows are trained in, shared among the workers."""
         return micro_batches(examples, self.settings.micro_batch_tokens, self._workers)
 
     def gradients(
         self, rows: Sequence[Row], objective: Objective, *,
         temperature: float = 1.0, reference: bool = False, entropy: bool = False,
-    ) -> list[Scored]:  # fmt: skip
+    ) -> list[RowScores]:  # fmt: skip
         """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
-        return self._share(rows, Task([], objective, temperature, reference, entropy))
+        return self._distribute(rows, Task([], objective, temperature, reference, entropy))
 
-    def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[Scored]:
+    def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[RowScores]:
         """Score each row under the current weights; nothing is learned."""
-        return self._share(rows, Task([], None, temperature, reference, False))
+        return self._distribute(rows, Task([], None, temperature, reference, False))
 
-    def _share(self, rows: Sequence[Row], whole: Task) -> list[Scored]:
-        cut = self.cut([row.example for row in rows])
-        shares = [cut[i :: self._workers] for i in range(self._workers)]
-        idle = [len(shares[0]) - len(share) if self.sharded else 0 for share in shares]
-        made = [[*share, *cut[:1] * more] for share, more in zip(shares, idle, strict=True)]
-        tasks = [
-            whole._replace(runs=[[rows[i] for i in run] for run in runs], idle=more)
-            for runs, more in zip(made, idle, strict=True)
-        ]
+    def _distribute(self, rows: Sequence[Row], task: Task) -> list[RowScores]:
+        """Run ``task`` over ``rows``, each worker with a share of the micro-batches. Shards have to keep step: a rank
+        with fewer of them repeats the first, for nothing."""
+        cut = self.micro_batches([row.example for row in rows])
+        parts = [cut[i :: self._workers] for i in range(self._workers)]
+        tasks = []
+        for part in parts:
+            idle = len(parts[0]) - len(part) if self.sharded else 0
+            chosen = [[rows[i] for i in micro] for micro in [*part, *cut[:1] * idle]]
+            tasks.append(task._replace(micro_batches=chosen, idle=idle))
         if self.ranks:
-            answers = self.ranks.call(self, "_accumulate", [(task,) for task in tasks])
+            answers = self.ranks.call(self, "_accumulate", [(own,) for own in tasks])
         else:
-            for replica, task in zip(self._replicas, tasks[1:], strict=True):
-                replica.send(task)
+            for replica, own in zip(self._replicas, tasks[1:], strict=True):
+                replica.send(own)
             answers = [self._accumulate(tasks[0]), *(replica.receive() for replica in self._replicas)]
-        order = [row for share in shares for run in share for row in run]
+        order = [row for part in parts for micro in part for row in micro]
         scored = dict(zip(order, chain.from_iterable(answers), strict=True))
         return [scored[i] for i in range(len(rows))]
 
-    def _accumulate(self, task: Task) -> list[Scored]:
+    def _accumulate(self, task: Task) -> list[RowScores]:
         """Run a share of the micro-batches in this process."""
-        return accumulate(task, self._ask, self._trained, self.device, self.settings.precision == "bf16")
+        return accumulate(task, self._scorer, self._trained, self.device, self.settings.precision == "bf16")
 
     def update(self) -> tuple[float, float]:
         """Apply the accumulated gradients. Returns their norm and the learning rate used."""
@@ -201,13 +202,13 @@ class Learner:
         if self.ranks:
             state = self.ranks.share(state, torch.device("cpu") if self.sharded else self.device)
         for parameter, value in zip(self.optimizer.parameters, state["weights"], strict=True):
-            parameter.copy_(alike(value, parameter))
+            parameter.copy_(shard_like(value, parameter))
         self.optimizer.load(state["optimizer"])
 
     @torch.no_grad()
     def _gather(self) -> None:
         for parameter, own in zip(self.optimizer.parameters, self.weights, strict=True):
-            value = full(parameter)
+            value = unsharded(parameter)
             if self.ranks and self.ranks.rank == 0:
                 own.copy_(value)
 
@@ -255,5 +256,6 @@ def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) ->
     timeless = replace(settings, checkpoint_steps=None, checkpoint_seconds=None, threads=1, micro_batch_tokens=1)
     digest = hashlib.blake2b(repr(timeless).encode(), digest_size=16)
     for example in examples:
-        digest.update(repr((example.key, example.input_ids, example.labels_mask, example.weight)).encode())
+        # 1.0 stands for a weight that examples once had: runs that were begun then still resume
+        digest.update(repr((example.key, example.input_ids, example.labels_mask, 1.0)).encode())
     return digest.hexdigest()

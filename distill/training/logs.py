@@ -71,19 +71,19 @@ def _missing(name: Logger, why: object) -> str:
     return f"log_to: {name} is not installed ({why}); pip install 'distill-reasoning[{name}]', or leave it out"
 
 
-def _open(name: Logger, directory: Path, stage: str, run: str, told: int) -> Log:
+def _open(name: Logger, directory: Path, stage: str, run: str, last: int) -> Log:
     make_directory(directory)
     try:
-        return OPEN[name](directory, stage, run, told)
+        return OPEN[name](directory, stage, run, last)
     except ImportError as error:
         raise InputError(_missing(name, error)) from None
 
 
 class _TensorBoard:
-    def __init__(self, directory: Path, stage: str, run: str, told: int) -> None:
+    def __init__(self, directory: Path, stage: str, run: str, last: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=told + 1)
+        self._writer: Any = SummaryWriter(str(directory / "tensorboard"), purge_step=last + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -107,14 +107,14 @@ class _Run:
         self._run.finish()
 
 
-def _trackio(directory: Path, stage: str, run: str, told: int) -> Log:
+def _trackio(directory: Path, stage: str, run: str, last: int) -> Log:
     import trackio
 
     trackio.init(project="distill", name=f"{stage}-{run[:12]}", resume="allow")
     return _Run(trackio)
 
 
-def _wandb(directory: Path, stage: str, run: str, told: int) -> Log:
+def _wandb(directory: Path, stage: str, run: str, last: int) -> Log:
     import wandb
 
     return _Run(

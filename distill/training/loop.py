@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.training.batching import Example, Order
 from distill.training.early_stopping import Best, Heldout
-from distill.training.forward import Pass, tell
+from distill.training.forward import Pass, score_tokens
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing, run_identity
 from distill.training.passes import Row
 from distill.training.session import learning
@@ -85,7 +85,7 @@ def train(
     on_step: Callable[[StepMetrics], None] = lambda metrics: None,
     before_save: BeforeSave = nothing,
     heldout: Heldout | None = None,
-    measure: Pass = tell,
+    measure: Pass = score_tokens,
     over: Callable[[Learner], bool] = lambda learner: False,
 ) -> TrainResult:
     """Fit the trainable parameters of ``model`` in place, continuing from ``checkpoints`` if there are any.
@@ -112,7 +112,7 @@ def train(
             return {"trace_losses": losses, **best.state()}
 
         if heldout and not learner.done:
-            on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.look()))
+            on_step(StepMetrics(0, total, math.nan, 0, math.nan, math.nan, 0.0, **best.measure_if_due()))
         while not over(learner) and learner.done < total and not best.over:
             step = learner.done
             chosen = order(step) if order else []
@@ -124,7 +124,7 @@ def train(
             metrics, means = _step(learner, batch)
             if order:
                 losses[step // order.steps_per_epoch, chosen] = torch.tensor(means)
-            on_step(replace(metrics, **best.look()))
+            on_step(replace(metrics, **best.measure_if_due()))
             learner.save_if_due(state(), stop)
         if best.over:
             learner.save(state())
@@ -148,10 +148,10 @@ def _step(learner: Learner, batch: Sequence[Example]) -> tuple[StepMetrics, list
     if not batch:
         learner.skip()
         return StepMetrics(learner.done, learner.total, math.nan, 0, 0.0, 0.0, 0.0), []
-    total = sum(e.weight * e.supervised for e in batch)
-    rows = [Row(e, {"weight": [e.weight / total] * e.supervised}) for e in batch]
+    total = sum(e.supervised for e in batch)
+    rows = [Row(e, {"weight": [1 / total] * e.supervised}) for e in batch]
     means = [-math.fsum(scored.logprobs) / len(scored.logprobs) for scored in learner.gradients(rows, cross_entropy)]
-    loss = math.fsum(mean * e.supervised * e.weight for mean, e in zip(means, batch, strict=True)) / total
+    loss = math.fsum(mean * e.supervised for mean, e in zip(means, batch, strict=True)) / total
     norm, rate = learner.update()
     seconds = time.perf_counter() - started
     return StepMetrics(learner.done, learner.total, loss, sum(map(len, batch)), norm, rate, seconds), means

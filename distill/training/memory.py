@@ -53,7 +53,7 @@ peak of a pass, by whether in half precision: there tensors of two precisions an
 nothing as blocks grow to `LARGE`, from which size on they are given back (with a share above 1, more tokens would then
 seem to need less). Moments are allocated after the first passes, in the memory that these have freed."""
 KERNELS = 200 << 20
-"""Bytes that oneDNN takes for its kernels in half precision: those that `distill.training.kernels` lets it keep, with
+"""Bytes that oneDNN takes for its kernels in half precision: those that `distill.training.allocator` lets it keep, with
 their code and their working memory."""
 SMALL = 50_000_000
 """Parameters up to which one process per core is faster than threads on a CPU. Each process has its own micro-batches
@@ -276,9 +276,9 @@ def has_gpu() -> bool:
 def free_memory() -> int:
     """Bytes that a process may still take: of the GPU if there is one, else of the machine or its cgroup. The libraries
     of a training are loaded here first, so what they take is not counted as free."""
-    from distill.pretrained import hush
+    from distill.pretrained import quiet_libraries
 
-    hush()
+    quiet_libraries()
     import peft  # noqa: F401
     import torch
     import transformers

@@ -48,11 +48,11 @@ class Recorder:
         values = figures(metrics)
         step, total = int(values["step"]), int(values["total"])
         known = {k: float(v) for k, v in values.items() if k not in HIDDEN and not math.isnan(v)}
-        told = {k: v for k, v in known.items() if math.isfinite(v)}  # for logs and displays, which plot numbers
+        finite = {k: v for k, v in known.items() if math.isfinite(v)}  # for logs and displays, which plot numbers
         run = self._context.fingerprint
         self._rows += [{"run": run, "step": step, "name": k, "value": v} for k, v in known.items()]
-        self._logs.write(step, told)
-        self._context.progress(step, total, **{k: float(f"{told[k]:.4g}") for k in self._shown if k in told})
+        self._logs.write(step, finite)
+        self._context.progress(step, total, **{k: float(f"{finite[k]:.4g}") for k in self._shown if k in finite})
         if time.monotonic() - self._appended > APPEND_SECONDS:
             self.flush()
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from distill.training.ranks import alike, full
+from distill.training.ranks import shard_like, unsharded
 from pipeline.errors import InputError, PipelineError
 
 
@@ -24,7 +24,7 @@ class OptimizerSettings:
 
     The schedule warms up linearly over ``warmup`` (a share of all steps). It then falls to ``final`` times
     the peak ("cosine", "linear") or stays ("constant"). ``clip`` bounds the norm of the whole gradient; 0 turns it off.
-    ``apart`` lists (name prefix, AdamW learning rate) for parameters with a rate of their own (a fresh head beside
+    ``own_rates`` lists (name prefix, AdamW learning rate) for parameters with a rate of their own (a fresh head beside
     pretrained weights).
     """
 
@@ -37,7 +37,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
-    apart: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # no repr: older runs still resume
+    own_rates: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # no repr: older runs still resume
 
     def scale(self, step: int, total: int) -> float:
         """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
@@ -61,7 +61,7 @@ class Optimizer:
             raise InputError("the model has no trainable parameter")
         self.parameters = [p for _, p in named]
         hidden = _hidden_matrices(model) if settings.muon_learning_rate is not None else set()
-        own = [(rate, [p for name, p in named if name.startswith(start)]) for start, rate in settings.apart]
+        own = [(rate, [p for name, p in named if name.startswith(start)]) for start, rate in settings.own_rates]
         taken = {id(p) for _, group in own for p in group}
         vectors = [p for p in self.parameters if p.dim() == 1] if settings.norm_learning_rate is not None else []
         own.append((settings.norm_learning_rate or 0.0, [p for p in vectors if id(p) not in taken]))
@@ -80,7 +80,7 @@ class Optimizer:
     def step(self, scale: float) -> float:
         """Clip, update at ``scale`` times the peak rates, clear. Returns the norm before clipping."""
         limit = self.settings.clip or math.inf
-        norm = float(full(nn.utils.clip_grad_norm_(self.parameters, limit)))
+        norm = float(unsharded(nn.utils.clip_grad_norm_(self.parameters, limit)))
         if not math.isfinite(norm):
             raise PipelineError("training diverged: its gradients are no longer finite; lower learning_rate")
         for peak, optimizer in self.parts:
@@ -98,7 +98,7 @@ class Optimizer:
             found.append({})
             for index, one in optimizer.state_dict()["state"].items():
                 for name, value in one.items():
-                    whole = full(value)
+                    whole = unsharded(value)
                     if wanted:
                         found[-1].setdefault(index, {})[name] = whole if whole is value else whole.cpu()
         return found
@@ -106,7 +106,10 @@ class Optimizer:
     def load(self, states: list[dict[str, Any]]) -> None:
         for (_, optimizer), state in zip(self.parts, states, strict=True):
             own = optimizer.param_groups[0]["params"]
-            cut = {i: {k: v if k == "step" else alike(v, own[i]) for k, v in one.items()} for i, one in state.items()}
+            cut = {
+                i: {name: v if name == "step" else shard_like(v, own[i]) for name, v in moments.items()}
+                for i, moments in state.items()
+            }
             optimizer.load_state_dict({"state": cut, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.tensors import put
 from distill.training.batching import Example, micro_batches
-from distill.training.forward import FEW, Scorer, logprobs, pack
+from distill.training.forward import SHAPE_MULTIPLE, Scorer, logprobs, pack
 from pipeline.errors import PipelineError
 
 
@@ -39,8 +39,8 @@ its streams. It is sent to other processes: a module's function, or a `functools
 """
 
 
-class Scored(NamedTuple):
-    """The results of a pass for one row's supervised tokens, before the update: `forward.Told`, as lists.
+class RowScores(NamedTuple):
+    """The results of a pass for one row's supervised tokens, before the update: `forward.TokenScores`, as lists.
 
     ``reference`` are the log-probabilities of the model without its adapter. What was not requested is empty.
     """
@@ -54,42 +54,44 @@ class Scored(NamedTuple):
 class Task(NamedTuple):
     """Micro-batches to pass over, and how: with an objective there is a backward pass, too."""
 
-    runs: list[list[Row]]
+    micro_batches: list[list[Row]]
     objective: Objective | None
     temperature: float
     reference: bool
     entropy: bool
     idle: int = 0
-    """This many runs, the last ones, only keep step with other ranks and count for nothing."""
+    """This many, the last ones, only keep step with other ranks and count for nothing."""
 
 
-def accumulate(task: Task, ask: Scorer, model: Any, device: torch.device, half: bool) -> list[Scored]:
-    """Forward and backward over micro-batches; gradients add up in the parameters. ``ask`` passes over ``model``."""
+def accumulate(task: Task, scorer: Scorer, model: Any, device: torch.device, half: bool) -> list[RowScores]:
+    """Forward and backward over micro-batches; gradients add up in the parameters. ``scorer`` passes over ``model``."""
     rows: list[Row] = []
     columns: list[tuple[Tensor | None, ...]] = []
-    for number, run in enumerate(task.runs):
-        counts = number < len(task.runs) - task.idle
-        batch = pack([row.example for row in run], device, FEW if half and device.type == "cpu" else 1)
-        streams = {name: put([value for row in run for value in row.streams[name]], device) for name in run[0].streams}
+    for number, micro in enumerate(task.micro_batches):
+        counts = number < len(task.micro_batches) - task.idle
+        batch = pack([row.example for row in micro], device, SHAPE_MULTIPLE if half and device.type == "cpu" else 1)
+        streams = {
+            name: put([value for row in micro for value in row.streams[name]], device) for name in micro[0].streams
+        }
         precision = partial(torch.autocast, device.type, torch.bfloat16) if half else nullcontext
         if task.reference:
             with torch.no_grad(), model.disable_adapter(), precision():
-                streams["reference"] = ask(batch, task.temperature, False).logprobs
+                streams["reference"] = scorer(batch, task.temperature, False).logprobs
         with torch.set_grad_enabled(task.objective is not None):
             with precision():
-                told = ask(batch, task.temperature, task.entropy)
-            if told.values is not None:
-                streams["value"] = told.values
+                scores = scorer(batch, task.temperature, task.entropy)
+            if scores.values is not None:
+                streams["value"] = scores.values
             if task.objective is not None:
-                torch.autograd.backward(task.objective(told.logprobs, streams) * (1.0 if counts else 0.0))
+                torch.autograd.backward(task.objective(scores.logprobs, streams) * (1.0 if counts else 0.0))
         if counts:
-            rows += run
-            known = (told.logprobs, streams.get("reference"), told.entropy, told.values)
+            rows += micro
+            known = (scores.logprobs, streams.get("reference"), scores.entropy, scores.values)
             columns.append(tuple(None if values is None else values.detach() for values in known))
     # Read at the end: this waits for the GPU, and after each micro-batch it would leave the GPU idle.
     sizes = [row.example.supervised for row in rows]
     return [
-        Scored(*row) for row in zip(*(_by_row(column, sizes) for column in zip(*columns, strict=True)), strict=True)
+        RowScores(*row) for row in zip(*(_by_row(column, sizes) for column in zip(*columns, strict=True)), strict=True)
     ]
 
 
@@ -101,8 +103,8 @@ def likelihoods(
     `PipelineError` if one is NaN, which would be taken for some likelihood. If the model is being trained (a weight
     requires a gradient), the error blames the training, otherwise the model's files."""
     order = micro_batches(examples, max_tokens)
-    told = [logprobs(model, pack([examples[i] for i in run], model.device), temperature) for run in order]
-    found = in_order(told, order, [example.supervised for example in examples])
+    parts = [logprobs(model, pack([examples[i] for i in micro], model.device), temperature) for micro in order]
+    found = in_order(parts, order, [example.supervised for example in examples])
     if any(map(math.isnan, chain.from_iterable(found))):
         if any(weight.requires_grad for weight in model.parameters()):
             raise PipelineError(
@@ -113,9 +115,11 @@ def likelihoods(
     return found
 
 
-def in_order(parts: Sequence[Tensor], runs: Sequence[Sequence[int]], sizes: Sequence[int]) -> list[list[float]]:
+def in_order(
+    parts: Sequence[Tensor], micro_batches: Sequence[Sequence[int]], sizes: Sequence[int]
+) -> list[list[float]]:
     """The numbers of each row; each part has those of the rows of a run. Read at once, to wait for a GPU only once."""
-    rows = list(chain.from_iterable(runs))
+    rows = list(chain.from_iterable(micro_batches))
     found = dict(zip(rows, _by_row(parts, [sizes[row] for row in rows]), strict=True))
     return [found[row] for row in range(len(sizes))]
 

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from distill.tensors import copied
-from distill.training.forward import Pack, Scorer, Told, causal_lm, tell
+from distill.training.forward import Pack, Scorer, TokenScores, causal_lm, score_tokens
 from pipeline.errors import PipelineError
 
 Parallel = Literal["ddp", "fsdp"]
@@ -37,7 +37,7 @@ BUCKET = 1 << 24
 
 
 class Ranks:
-    """One process's connection to all ranks. ``call`` is for rank 0; the others use ``told`` and ``answer``."""
+    """One process's connection to all ranks. ``call`` is for rank 0; the others use ``receive`` and ``reply``."""
 
     def __init__(self, store: Any, rank: int, size: int, local: int) -> None:
         self.rank, self.size, self.store = rank, size, store
@@ -53,9 +53,9 @@ class Ranks:
     def call(self, methods: Any, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call the method ``name`` on every rank, each with its own arguments. Returns the results by rank."""
         if not self._in_step:
-            raise gone()
+            raise rank_lost()
         self._in_step = False
-        self._tell([(name, own) for own in arguments])
+        self._send([(name, own) for own in arguments])
         with _lost_peers():
             answer = getattr(methods, name)(*arguments[0])
             answers: list[Any] = [None] * self.size
@@ -67,23 +67,23 @@ class Ranks:
         """End the current training on the other ranks; between trainings, end their processes."""
         if self._in_step:
             with suppress(PipelineError):
-                self._tell([None] * self.size)
+                self._send([None] * self.size)
 
     def begin(self, opening: Mapping[str, Any]) -> None:
-        self._tell([opening] * self.size)
+        self._send([opening] * self.size)
 
-    def _tell(self, messages: Sequence[Any]) -> None:
+    def _send(self, messages: Sequence[Any]) -> None:
         with _lost_peers():
             dist.scatter_object_list([None], [None, *messages[1:]], src=0, group=self._control)
 
-    def told(self) -> Any:
+    def receive(self) -> Any:
         """The next call from rank 0; None ends."""
         message = [None]
         with _lost_peers():
             dist.scatter_object_list(message, None, src=0, group=self._control)
         return message[0]
 
-    def answer(self, value: Any) -> None:
+    def reply(self, value: Any) -> None:
         with _lost_peers():
             dist.gather_object(value, None, group=self._control)
 
@@ -106,11 +106,11 @@ class Ranks:
             out = io.BytesIO()
             pickler = _Structure(out)
             pickler.dump(value)
-            self._tell([out.getvalue()] * self.size)
+            self._send([out.getvalue()] * self.size)
             for tensor in pickler.tensors:
                 dist.broadcast(tensor.detach().to(device).contiguous(), 0)
             return value
-        reader = _Build(io.BytesIO(self.told()), device)
+        reader = _Build(io.BytesIO(self.receive()), device)
         built = reader.load()
         for index in sorted(reader.tensors):
             dist.broadcast(reader.tensors[index].detach(), 0)
@@ -122,7 +122,7 @@ class Ranks:
         briefly holds a whole copy in main memory."""
         if parallel == "ddp":
             model = self.share(model, self.device)
-            return model, partial(tell, model)
+            return model, partial(score_tokens, model)
         own = self.share(model, torch.device("cpu"))
         return _sharded(copied(model) if self.rank == 0 else own, self.device)
 
@@ -160,8 +160,8 @@ class _Build(pickle.Unpickler):
         self.tensors: dict[int, Tensor] = {}
         self._device = device
 
-    def persistent_load(self, told: Any) -> Tensor:
-        index, shape, dtype, parameter, learned = told
+    def persistent_load(self, described: Any) -> Tensor:
+        index, shape, dtype, parameter, learned = described
         if index not in self.tensors:
             tensor = torch.empty(shape, dtype=dtype, device=self._device)
             self.tensors[index] = nn.Parameter(tensor, requires_grad=learned) if parameter else tensor
@@ -175,8 +175,8 @@ class _Whole(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Pack, temperature: float, entropy: bool) -> Told:
-        return tell(self.model, batch, temperature, entropy)
+    def forward(self, batch: Pack, temperature: float, entropy: bool) -> TokenScores:
+        return score_tokens(self.model, batch, temperature, entropy)
 
 
 def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
@@ -197,14 +197,14 @@ def _sharded(model: Any, device: torch.device) -> tuple[Any, Scorer]:
     return model, whole
 
 
-def full(value: Tensor) -> Tensor:
+def unsharded(value: Tensor) -> Tensor:
     """The whole tensor, gathered if it is sharded. Every rank must call this."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def alike(value: Tensor, model: Tensor) -> Tensor:
+def shard_like(value: Tensor, model: Tensor) -> Tensor:
     """Shard ``value``, which every rank has whole, like ``model``."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -213,7 +213,7 @@ def alike(value: Tensor, model: Tensor) -> Tensor:
     return distribute_tensor(value.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
 
 
-def gone(what: str = "a training process of another rank ended") -> PipelineError:
+def rank_lost(what: str = "a training process of another rank ended") -> PipelineError:
     return PipelineError(f"{what}; run the same command again to go on from the last checkpoint")
 
 
@@ -223,8 +223,8 @@ def _lost_peers() -> Iterator[None]:
     try:
         yield
     except dist.DistError as error:
-        raise gone() from error
+        raise rank_lost() from error
     except RuntimeError as error:
         if "gloo" not in str(error):
             raise
-        raise gone() from error
+        raise rank_lost() from error

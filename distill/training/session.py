@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch.utils import deterministic
 
-from distill.training.allocator import keeping
-from distill.training.forward import Pass, check_packing, tell
-from distill.training.kernels import few_kernels
+from distill.training.allocator import keep_freed_memory, limit_kernel_caches
+from distill.training.forward import Pass, check_packing, score_tokens
 from distill.training.launch import assembled
 from distill.training.lean import lean
 from distill.training.learner import BeforeSave, Learner, LearnerSettings, nothing
@@ -29,7 +28,7 @@ from pipeline.errors import InputError
 @contextmanager
 def learning(
     model: Any, settings: LearnerSettings, total: int, directory: Path, run: str, before_save: BeforeSave = nothing,
-    measure: Pass = tell,
+    measure: Pass = score_tokens,
 ) -> Iterator[Learner]:  # fmt: skip
     """A learner in a `prepared` process. It computes on ``settings.threads`` cores: in processes of one thread each for
     a small model on CPU and Linux, otherwise in threads of one process.
@@ -38,7 +37,7 @@ def learning(
     done.
     """
     with assembled(settings.devices) as ranks:
-        if ranks and measure is not tell:
+        if ranks and measure is not score_tokens:
             raise InputError("what a measure of its own makes of a pass can be learned on one device only (devices: 1)")
         processes = 1 if ranks else _processes(model, settings)
         sharded = ranks is not None and settings.parallel == "fsdp"
@@ -66,33 +65,33 @@ def follow(ranks: Ranks, settings: LearnerSettings, total: int) -> None:
     """Take part in one training on a rank above 0: run what rank 0's learner calls on every rank, until it ends. The
     model arrives as rank 0 has `prepared` it, lean layers included; what is replaced in the library's own modules is
     replaced here."""
-    with steady(max(1, settings.threads // ranks.size)):
+    with reproducible(max(1, settings.threads // ranks.size)):
         learner = Learner(None, settings, total, Path(), "", nothing, ranks)
         with quick_rotary(learner.model):
-            while (asked := ranks.told()) is not None:
-                name, arguments = asked
-                ranks.answer(getattr(learner, name)(*arguments))
+            while (call := ranks.receive()) is not None:
+                name, arguments = call
+                ranks.reply(getattr(learner, name)(*arguments))
 
 
 @contextmanager
 def prepared(model: Any, threads: int, sharded: bool = False) -> Iterator[None]:
-    """Training mode and lean layers, in a `steady` process; undone afterwards."""
+    """Training mode and lean layers, in a `reproducible` process; undone afterwards."""
     before = model.training
     model.train()
     try:
-        with steady(threads), lean(model, sharded), quick_rotary(model):
+        with reproducible(threads), lean(model, sharded), quick_rotary(model):
             yield
     finally:
         model.train(before)
 
 
 @contextmanager
-def steady(threads: int) -> Iterator[None]:
+def reproducible(threads: int) -> Iterator[None]:
     """A fixed number of threads, deterministic kernels, a bounded kernel cache and kept memory; undone afterwards.
 
     On a GPU, torch may choose any kernel: equal bits are promised on CPUs only, and deterministic GPU kernels are slow
     where a sampler writes keys and values (index_put sorts) and missing for some operations."""
-    few_kernels()
+    limit_kernel_caches()
     products: Any = torch.backends.cuda.matmul
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     rounds = products.allow_bf16_reduced_precision_reduction
@@ -101,7 +100,7 @@ def steady(threads: int) -> Iterator[None]:
     torch.use_deterministic_algorithms(not torch.cuda.is_available())
     setattr(deterministic, "fill_uninitialized_memory", False)  # noqa: B010  (a costly debugging aid)
     try:
-        with keeping():
+        with keep_freed_memory():
             yield
     finally:
         torch.set_num_threads(before[0])

@@ -46,7 +46,7 @@ def where_sampling_is_fast(model: Any) -> Any:
     return model
 
 
-def endless(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Callable[[], bool]) -> int:
+def count_unfinished(model: Any, tokenizer: Any, asked: Sequence[Request], stopping: Callable[[], bool]) -> int:
     """How many of ``asked`` are not answered within their limit: a student that has not learned, or was never
     shown, the end token goes on until it is cut off. Raises `Stopped` once ``stopping()`` is true."""
     with closing(open_engine(where_sampling_is_fast(model), tokenizer)) as engine:

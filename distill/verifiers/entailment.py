@@ -139,10 +139,10 @@ class _Question:
 
     def answer(self) -> bool | None:
         try:
-            said = self.solver.check()
+            result = self.solver.check()
         except self.z3.Z3Exception:  # out of memory
             return None
-        return None if said == self.z3.unknown else bool(said == self.z3.sat)
+        return None if result == self.z3.unknown else bool(result == self.z3.sat)
 
     def interpretation(self) -> Interpretation:
         """The model that a finite search found."""

@@ -167,10 +167,10 @@ def final_answer(text: str) -> Span:
         corrections = list(CORRECTION.finditer(rest))
         if corrections:
             rest = rest[corrections[-1].end() :]
-        if said := SENTENCE_END.split(rest.partition("\n")[0])[0].strip():
-            if _retracted(said, rest[len(said) :]):
+        if claim := SENTENCE_END.split(rest.partition("\n")[0])[0].strip():
+            if _retracted(claim, rest[len(claim) :]):
                 return Span(_clean(rest), "text")
-            return Span(_without_prose(_clean(said)), "corrected" if corrections else "answer:")
+            return Span(_without_prose(_clean(claim)), "corrected" if corrections else "answer:")
     line = tail.rpartition("\n")[2].strip()
     if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not PROSE.search(line):
         return Span(_clean(line), "last line")
@@ -187,14 +187,14 @@ def final_answer(text: str) -> Span:
     return Span(_clean(line), "text")
 
 
-def _retracted(said: str, after: str) -> bool:
+def _retracted(claim: str, after: str) -> bool:
     """Whether an answer is retracted and not reached again."""
     doubt = RETRACTED.search(after)
     if doubt is None:
         return False
     if WRONG.search(after, doubt.start()):
         return True
-    values, later = NUMBER.findall(said), NUMBER.findall(after, doubt.end())
+    values, later = NUMBER.findall(claim), NUMBER.findall(after, doubt.end())
     return bool(later) and later[-1:] != values[-1:]
 
 

@@ -113,8 +113,8 @@ class Words:
 
     def read(self, text: str) -> str | None:
         found = _last_lines(text, LINE)
-        said = {match[1].lower() for match in found}
-        return said.pop() if len(said) == 1 and said <= set(self.words) else None
+        found_words = {match[1].lower() for match in found}
+        return found_words.pop() if len(found_words) == 1 and found_words <= set(self.words) else None
 
 
 class Grades:

@@ -24,12 +24,12 @@ NO_VERDICT = {
 
 
 class Vote(NamedTuple):
-    """The result of one vote. An unverifiable one has no score. ``said`` is what the evidence keeps of the replies."""
+    """The result of one vote. An unverifiable one has no score. ``replies`` are as the evidence keeps them."""
 
     outcome: Outcome
     score: float | None
     reason: str
-    said: Sequence[Mapping[str, Any]]
+    replies: Sequence[Mapping[str, Any]]
 
 
 def read(completion: Completion, form: Words | Grades) -> tuple[Any, dict[str, Any]]:
@@ -45,36 +45,36 @@ def read(completion: Completion, form: Words | Grades) -> tuple[Any, dict[str, A
 
 def vote(completions: Sequence[Completion], form: Words | Grades, threshold: float) -> Vote:
     """One vote, from the reply to one question or from the replies to both orders of a pair."""
-    says, said = zip(*(read(completion, form) for completion in completions), strict=True)
+    says, replies = zip(*(read(completion, form) for completion in completions), strict=True)
     if None in says:
         finish = completions[says.index(None)].finish
         reason = NO_VERDICT.get(finish, "the judge's reply holds no verdict in the form asked for")
-        return Vote(Outcome.UNVERIFIABLE, None, reason, said)
+        return Vote(Outcome.UNVERIFIABLE, None, reason, replies)
     if isinstance(form, Grades):
-        return _graded(says[0], threshold, said)
+        return _graded(says[0], threshold, replies)
     if len(says) == 2:
-        return _preferred(says[0], says[1], said)
+        return _preferred(says[0], says[1], replies)
     outcome = {"correct": Outcome.CORRECT, "incorrect": Outcome.INCORRECT}.get(says[0], Outcome.UNVERIFIABLE)
     score = {Outcome.CORRECT: 1.0, Outcome.INCORRECT: 0.0}.get(outcome)
-    return Vote(outcome, score, f"the judge says {says[0]}", said)
+    return Vote(outcome, score, f"the judge says {says[0]}", replies)
 
 
-def _graded(grades: Mapping[str, float], threshold: float, said: Sequence[Mapping[str, Any]]) -> Vote:
+def _graded(grades: Mapping[str, float], threshold: float, replies: Sequence[Mapping[str, Any]]) -> Vote:
     mean = sum(grades.values()) / len(grades)
     outcome = Outcome.CORRECT if mean >= threshold else Outcome.INCORRECT
-    return Vote(outcome, mean / 10, f"the judge grades {mean:.3g} of 10; {threshold:g} are wanted", said)
+    return Vote(outcome, mean / 10, f"the judge grades {mean:.3g} of 10; {threshold:g} are wanted", replies)
 
 
-def _preferred(first: str, second: str, said: Sequence[Mapping[str, Any]]) -> Vote:
+def _preferred(first: str, second: str, replies: Sequence[Mapping[str, Any]]) -> Vote:
     """The candidate was shown first, then second. The judge must prefer the same response both times."""
     one = {"first": "the candidate", "second": "the reference"}.get(first, "neither")
     other = {"first": "the reference", "second": "the candidate"}.get(second, "neither")
     if one != other:
         reason = f"the judge's preference turns with the order: {one}, then {other}"
-        return Vote(Outcome.UNVERIFIABLE, None, reason, said)
+        return Vote(Outcome.UNVERIFIABLE, None, reason, replies)
     outcome = Outcome.INCORRECT if one == "the reference" else Outcome.CORRECT
     score = {"the candidate": 1.0, "neither": 0.5, "the reference": 0.0}[one]
-    return Vote(outcome, score, f"the judge prefers {one}, in both orders", said)
+    return Vote(outcome, score, f"the judge prefers {one}, in both orders", replies)
 
 
 def verdict(votes: Sequence[Vote], evidence: Mapping[str, Any], seconds: float) -> Verdict:
@@ -84,7 +84,7 @@ def verdict(votes: Sequence[Vote], evidence: Mapping[str, Any], seconds: float) 
     shown = {
         **evidence,
         "votes": [
-            {"outcome": str(vote.outcome), "score": vote.score, "reason": vote.reason, "said": list(vote.said)}
+            {"outcome": str(vote.outcome), "score": vote.score, "reason": vote.reason, "said": list(vote.replies)}
             for vote in votes
         ],
         "agreement": round(share / len(votes), 4),

@@ -60,15 +60,15 @@ def saying(text: str, sayings: dict[str, str]) -> str | None:
         return None
     text = re.sub(r"\\[A-Za-z]+|[${}*_`\"()\[\]]", " ", text.lower().replace("’", "'"))
     text = " ".join(text.split())
-    known = {found[1] or found[2]: said for said, words in sayings.items() for found in WORD.finditer(words)}
+    known = {found[1] or found[2]: key for key, words in sayings.items() for found in WORD.finditer(words)}
     words = text.split()
     for start in range(min(len(words), MOST_LEADING)):
         lead, rest = " ".join(words[:start]), " ".join(words[start:])
         if not LEAD.fullmatch(lead) or NEGATION.search(lead):
             continue
         for form in (rest, REASON.split(rest, maxsplit=1)[0]):
-            if (said := known.get(form.strip(" .,;:!"))) is not None:
-                return said
+            if (key := known.get(form.strip(" .,;:!"))) is not None:
+                return key
     return None
 
 
@@ -79,8 +79,8 @@ def about(text: str, sayings: dict[str, str], is_asked: Callable[[str], bool]) -
         words = words[1:]
     for end in range(1, len(words)):
         rest = " ".join(words[end + (words[end].lower() in ("is", "must", "holds")) :]) or words[end]
-        if (said := saying(rest, sayings)) is not None:
-            return said if is_asked(" ".join(words[:end])) else None
+        if (key := saying(rest, sayings)) is not None:
+            return key if is_asked(" ".join(words[:end])) else None
     return None
 
 

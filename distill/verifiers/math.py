@@ -45,7 +45,7 @@ from distill.verifiers.choice import choose, letter
 from distill.verifiers.equality import Sameness
 from distill.verifiers.extract import PROSE, at_most, final_answer, last_box
 from distill.verifiers.extras import installed
-from distill.verifiers.meaning import STRUCTURES, same
+from distill.verifiers.meaning import STRUCTURES, has_sign, same
 from distill.verifiers.number import BRACES, Number, canonical, plain, read_digits, read_number
 from distill.verifiers.relations import claimed
 from distill.verifiers.tree import Node
@@ -100,7 +100,7 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     if len(span.text) > MAX_LENGTH:
         long = Verdict.unverifiable(f"the answer is longer than {MAX_LENGTH} characters", **evidence)
         return long, reference, "", evidence
-    given = said(canonical(span.text), reference)
+    given = final_claim(canonical(span.text), reference)
     verdict = by_text(reference, given, evidence)
     if verdict is None:
         verdict, evidence = by_reading(reference, given, evidence)
@@ -142,7 +142,7 @@ def balanced(text: str) -> bool:
     return True
 
 
-def said(given: str, reference: str) -> str:
+def final_claim(given: str, reference: str) -> str:
     r"""What an answer finally claims: the part after its last arrow, without an approximation of its value.
 
     ``x = \sqrt2 \approx 1.41`` claims the square root, and ``x \approx 1.41`` claims 1.41. Nothing is dropped if the
@@ -356,11 +356,7 @@ def _undefined(node: Node) -> bool:
     """Whether a value in it overflows or does not exist. math-verify would only hang on it."""
     if node.kind in STRUCTURES:
         return any(_undefined(part) for part in node.parts)
-    return node.kind != "infinity" and not _has_sign(node) and points.values(node) is None and not _infinite(node)
-
-
-def _has_sign(node: Node) -> bool:
-    return node.kind == "plusminus" or any(_has_sign(part) for part in node.parts if isinstance(part, Node))
+    return node.kind != "infinity" and not has_sign(node) and points.values(node) is None and not _infinite(node)
 
 
 def _infinite(node: Node) -> bool:

@@ -25,7 +25,7 @@ DIFFERENT, UNKNOWN, LIKELY, PROVED = Sameness
 
 def same(one: Node, other: Node) -> Sameness:
     """How certain it is that two trees mean the same. Symmetric."""
-    if one == other and not _has_sign(one):
+    if one == other and not has_sign(one):
         # A value may still be undefined; then nothing is known.
         return same_value(one, other) if one.kind not in STRUCTURES else PROVED
     ours, theirs = assigned(one), assigned(other)
@@ -95,7 +95,7 @@ def _same_object(one: Node, other: Node) -> Sameness:
     if {one.kind, other.kind} == {"set", "tuple"}:
         ordered, unordered = (one, other) if one.kind == "tuple" else (other, one)
         return min(UNKNOWN, _same_members(_members(unordered), list(ordered.parts)))
-    if "set" in (one.kind, other.kind) or _has_sign(one) or _has_sign(other):
+    if "set" in (one.kind, other.kind) or has_sign(one) or has_sign(other):
         found = _same_set(one, other)
         return min(found, UNKNOWN) if _has_free_signs(one) or _has_free_signs(other) else found
     if one.kind == other.kind == "union":
@@ -164,15 +164,16 @@ def _members(node: Node) -> list[Node]:
     """The members of a set or list, with both values of a plus-minus; anything else is its own only member."""
     if node.kind == "set":
         return [member for part in node.parts for member in (_members(part) if _opens(part) else [part])]
-    return [_signed(node, "+"), _signed(node, "-")] if _has_sign(node) else [node]
+    return [_signed(node, "+"), _signed(node, "-")] if has_sign(node) else [node]
 
 
 def _opens(part: Node) -> bool:
-    return (part.kind == "set" and not part.name) or (part.kind != "set" and _has_sign(part))
+    return (part.kind == "set" and not part.name) or (part.kind != "set" and has_sign(part))
 
 
-def _has_sign(node: Node) -> bool:
-    return node.kind == "plusminus" or any(_has_sign(part) for part in node.parts if isinstance(part, Node))
+def has_sign(node: Node) -> bool:
+    """Whether a value in it has both signs."""
+    return node.kind == "plusminus" or any(has_sign(part) for part in node.parts if isinstance(part, Node))
 
 
 def _has_free_signs(node: Node) -> bool:

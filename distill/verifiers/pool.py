@@ -240,12 +240,12 @@ class VerifierPool:
         try:
             while not self._closing:
                 self._feed(workers)
-                heard = wait([self._wake_receiver, *(worker.connection for worker in workers)], self._timeout(workers))
-                if self._wake_receiver in heard:
+                ready = wait([self._wake_receiver, *(worker.connection for worker in workers)], self._timeout(workers))
+                if self._wake_receiver in ready:
                     self._on_wake(workers)
                 for worker in list(workers):
                     worker.look()
-                    if worker.connection in heard:
+                    if worker.connection in ready:
                         self._receive(worker, workers)
                     elif worker.busy and time.monotonic() >= worker.deadline:
                         self._on_lost(worker, workers, overdue=True)

@@ -98,8 +98,8 @@ class WorkerProcess:
         """Record its CPU time and memory if its item takes long, because they are unknown once it is dead."""
         if self.jobs and time.monotonic() - self.began >= LOOK_SECONDS:
             with suppress(OSError, IndexError, ValueError):
-                told = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-                user, system, pages = (int(told[index]) for index in (11, 12, 21))
+                fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+                user, system, pages = (int(fields[index]) for index in (11, 12, 21))
                 if pages:  # 0 if it is dead
                     self.looks.append((user + system, pages * os.sysconf("SC_PAGESIZE")))
 

@@ -71,7 +71,7 @@ class Curve:
 
 def curve(points: Sequence[tuple[dict[str, Any], Scores]]) -> Curve:
     """The curve through (figures of `point`, accuracies by problem)."""
-    found = [(said["tokens"], {key: fmean(values) for key, values in scores.items()}) for said, scores in points]
+    found = [(figures["tokens"], {key: fmean(values) for key, values in scores.items()}) for figures, scores in points]
     return Curve(sorted(found, key=lambda each: each[0]))
 
 

@@ -13,16 +13,14 @@ from collections.abc import Sequence
 from math import exp
 from typing import Any
 
-from distill.modelspec import Model
-from distill.pretrained import load
 from distill.steps import Span, needs_tokens, spans_of, split
 from distill.thinking import opened_twice
 from distill.training.batching import Example, from_tokens
-from distill.training.forward import check_packing
 from distill.training.passes import likelihoods
 from distill.turns import rendered
 from distill.types import Message
 from pipeline.errors import InputError
+from rl.teacher import fixed
 
 BATCH_TOKENS = 8192
 LEAST = 1e-6
@@ -35,8 +33,7 @@ class Likelihood:
         if needs_tokens(rule):
             raise InputError(f"the likelihood of steps needs a rule that splits text, not {rule}")
         self.rule = rule
-        self._network, self._tokenizer = network.eval().requires_grad_(False), tokenizer
-        check_packing(network)
+        self._network, self._tokenizer = fixed(network), tokenizer
 
     def render(self, messages: Sequence[Message]) -> str:
         """A prompt as this model reads it."""
@@ -46,8 +43,8 @@ class Likelihood:
         """Score in packed passes, equal texts once, without ever holding the logits of all of them."""
         read = {pair: self._read(str(n), *pair) for n, pair in enumerate(dict.fromkeys(asked))}
         rows = [row for row, _ in read.values() if row]
-        told = likelihoods(self._network, rows, BATCH_TOKENS)
-        known = {row.key: logs for row, logs in zip(rows, told, strict=True)}
+        logprobs = likelihoods(self._network, rows, BATCH_TOKENS)
+        known = {row.key: logs for row, logs in zip(rows, logprobs, strict=True)}
         steps = {pair: self._steps(pair[1], spans, known[row.key]) for pair, (row, spans) in read.items() if row}
         return [steps.get(pair, []) for pair in asked]
 
@@ -66,7 +63,3 @@ class Likelihood:
         steps = split(text, self.rule)
         inside = [logs[bisect_right(ends, step.start) : bisect_left(starts, step.end)] for step in steps]
         return [max(LEAST, min(1 - LEAST, exp(min(part, default=0.0)))) for part in inside]
-
-
-def open_likelihood(model: Model, rule: str = "line", dtype: str = "float32") -> Likelihood:
-    return Likelihood(*load(model, dtype), rule)

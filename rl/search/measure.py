@@ -40,14 +40,14 @@ def measure(
     votes = found.votes()
     members = [(SAMPLES, key) for key in world.verdicts.values()]
     scorers = {label: _scorer(context, label, found, world) for label in settings.scorers}
-    told: dict[str, Any] = {}
+    by_strategy: dict[str, Any] = {}
     scores: dict[str, list[Measured]] = {}
     for named in settings.named:
         before = set(world.verdicts.values())
         world.by = named.by or ""
         scores[named.label] = points = _points(context, settings, world, named, found, votes, seen)
         members += [(named.label, key) for key in world.verdicts.values() if key not in before]
-        told[named.label] = {
+        by_strategy[named.label] = {
             "kind": named.name, "way": named.way, "by": named.by, "needs": sorted(named.strategy.needs),
             "points": [point for point, _ in points],
         }  # fmt: skip
@@ -57,7 +57,7 @@ def measure(
         "samples": settings.pool,
         "tokens_per_sample": round(votes.tokens, 2),
         "scorers": scorers,
-        "strategies": told,
+        "strategies": by_strategy,
         "rivals": _rivals(settings.named, scores),
     }
     return figures, members
@@ -65,10 +65,10 @@ def measure(
 
 def _scorer(context: Context, label: str, found: Pool, world: StoredWorld) -> dict[str, Any]:
     """How well a scorer ranks all samples, by the product over their steps."""
-    told = found.ranking(world, label)
-    shown = ["n/a" if told[name] is None else f"{told[name]:.3f}" for name in ("auc", "auc_within")]
+    ranking = found.ranking(world, label)
+    shown = ["n/a" if ranking[name] is None else f"{ranking[name]:.3f}" for name in ("auc", "auc_within")]
     context.note(f"{label}: AUC of right against wrong samples {shown[0]}, within a problem {shown[1]}")
-    return told
+    return ranking
 
 
 def _points(

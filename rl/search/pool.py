@@ -109,15 +109,15 @@ def mean_bill(pieces: Sequence[Piece], k: int, scored: bool) -> Bill:
     as often as any of them is."""
     reading = 0.0
     if scored:
-        said: dict[str, list[int]] = {}
+        tokens_of: dict[str, list[int]] = {}
         for piece in pieces:
-            said.setdefault(piece.text, []).append(piece.prompt_tokens + piece.tokens)
-        reading = sum(fmean(tokens) * pass_at_k(len(pieces), len(tokens), k) for tokens in said.values())
+            tokens_of.setdefault(piece.text, []).append(piece.prompt_tokens + piece.tokens)
+        reading = sum(fmean(tokens) * pass_at_k(len(pieces), len(tokens), k) for tokens in tokens_of.values())
     prompt, sampled = fmean(p.prompt_tokens for p in pieces), fmean(p.tokens for p in pieces)
     return Bill(k * prompt, k * sampled, reading, k)
 
 
 def ranking(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> dict[str, Any]:
     """AUC of (score, whether right) by problem: over all, and within a problem."""
-    told = {"auc": auc([pair for part in groups.values() for pair in part]), "auc_within": auc_within(groups)}
-    return {name: None if value is None else rounded(value) for name, value in told.items()}
+    figures = {"auc": auc([pair for part in groups.values() for pair in part]), "auc_within": auc_within(groups)}
+    return {name: None if value is None else rounded(value) for name, value in figures.items()}

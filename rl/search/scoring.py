@@ -43,23 +43,23 @@ class ByLikelihood(Settings):
     """As for a reward model."""
 
 
-Said = str | ByReward | ByLikelihood
+ScorerName = str | ByReward | ByLikelihood
 KINDS: Mapping[str, type[ByReward | ByLikelihood]] = {"model": ByReward, "likelihood": ByLikelihood}
 """The settings by the key that names the scorer."""
 
 
-def _parse(said: Any) -> Said:
+def _parse(spec: Any) -> ScorerName:
     """Parse a scorer. A reward model with nothing but its name becomes that name, in whichever form it was given."""
-    if isinstance(said, str | ByReward | ByLikelihood):
-        return said
-    who = [key for key in KINDS if key in said] if isinstance(said, Mapping) else []
+    if isinstance(spec, str | ByReward | ByLikelihood):
+        return spec
+    who = [key for key in KINDS if key in spec] if isinstance(spec, Mapping) else []
     if len(who) != 1:
         raise ValueError(
             "expected a process reward model (prm:STAGE, or its directory; {model: prm:STAGE, dtype: bfloat16}), or "
             "{likelihood: MODEL}"
         )
     try:
-        found = KINDS[who[0]].model_validate(said)
+        found = KINDS[who[0]].model_validate(spec)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -67,24 +67,24 @@ def _parse(said: Any) -> Said:
     return found.model if isinstance(found, ByReward) and found.dtype == FULL else found
 
 
-def reward_model(said: str | ByReward) -> tuple[str, str]:
+def reward_model(spec: str | ByReward) -> tuple[str, str]:
     """Its name and dtype."""
-    return (said, FULL) if isinstance(said, str) else (said.model, said.dtype)
+    return (spec, FULL) if isinstance(spec, str) else (spec.model, spec.dtype)
 
 
-def _check_exists(said: Said) -> Said:
-    if isinstance(said, ByLikelihood):
-        return said
-    name, _ = reward_model(said)
+def _check_exists(spec: ScorerName) -> ScorerName:
+    if isinstance(spec, ByLikelihood):
+        return spec
+    name, _ = reward_model(spec)
     try:
         if not name.startswith(files.PREFIX):
             files.directory_of(name)
     except InputError as error:
         raise ValueError(f"{error}; or {{likelihood: MODEL}}") from None
-    return said
+    return spec
 
 
-ScorerSpec = Annotated[Said, BeforeValidator(_parse), AfterValidator(_check_exists)]
+ScorerSpec = Annotated[ScorerName, BeforeValidator(_parse), AfterValidator(_check_exists)]
 """A process reward model, ``prm:STAGE`` or its directory, or ``{model: prm:STAGE, dtype: bfloat16}``; or
 ``{likelihood: MODEL}``, with a ``dtype`` too."""
 
@@ -134,9 +134,10 @@ def likelihood_of(model: Model, rule: str, dtype: str = FULL) -> Scorer:
     """A scorer by how likely a model finds each step (`rl.search.likelihood`)."""
 
     def load() -> StepScorer:
-        from rl.search.likelihood import open_likelihood
+        from distill import pretrained
+        from rl.search.likelihood import Likelihood
 
-        return open_likelihood(model, rule, dtype)
+        return Likelihood(*pretrained.load(model, dtype), rule)
 
     def identify() -> str:
         return f"likelihood:{VERSION}:{rule}:{model.identity}{_dtype_suffix(dtype)}"

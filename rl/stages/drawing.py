@@ -98,5 +98,5 @@ def written(settings: GrpoSettings, ledger: Ledger, draws: Draws, step: int, rol
     """Store rollouts before they feed an update or a draw."""
     ledger.write(step, rollouts)
     judge = _judge(settings)
-    said = [(r.problem.id, r.components[judge.label]) for r in rollouts]
-    draws.rates.add(step, [(name, rewards.passes(judge, value)) for name, value in said if value is not None])
+    values = [(r.problem.id, r.components[judge.label]) for r in rollouts]
+    draws.rates.add(step, [(name, rewards.passes(judge, value)) for name, value in values if value is not None])

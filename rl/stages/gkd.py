@@ -31,16 +31,16 @@ from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Stage
 from rl.alarms import History
+from rl.stages.beside import loaded
 from rl.stages.options import WatchedSettings
-from rl.stages.teacher import loaded
 
 if TYPE_CHECKING:
     from distill.engines.transformers import TransformersEngine
     from distill.training.batching import Order
-    from distill.training.divergence import Agreement
+    from distill.training.divergence import NegativeDivergence
     from distill.training.loop import StepMetrics
     from rl.gkd import Batches
-    from rl.monitors import Samples
+    from rl.monitors import SampleMetrics
 
 JUDGE = "verifier"
 
@@ -91,7 +91,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
     teacher = modelspec.find(settings.teacher, context.workspace, context.inputs, context.hashes)
     check_memory(context, settings, start, samples=True, beside=[(teacher, settings.teacher_engine.dtype)])
     network, tokenizer = load_student(settings, start)
-    rate, said = learning_rate(context, settings, network)
+    rate, chosen = learning_rate(context, settings, network)
     ask = asking(settings.prompting, key=f"{context.name}.prompting")
     found, dropped = lessons(context, settings, network, tokenizer, ask)
     measure = _measure(settings, teacher, tokenizer)
@@ -102,44 +102,44 @@ def run(context: Context, settings: GkdSettings) -> Output:
     ):
         order = Order(tuple(len(example) for _, example in found), settings.batch_size, settings.seed)
         how = replace(supervised(settings, rate), epochs=1, steps=order.steps_per_epoch * settings.epochs)
-        told: dict[int, Samples] = {}
-        source = _batches(context, settings, found, order, policy, pool, ask, told)
+        sampled: dict[int, SampleMetrics] = {}
+        source = _batches(context, settings, found, order, policy, pool, ask, sampled)
         guard = guarding.guard(
             context, settings, policy, source.sampling, source.ask, History(JUDGE), recorder,
             steps=how.steps or 0,
         )  # fmt: skip
 
-        def hear(metrics: StepMetrics) -> None:
-            heard = GkdMetrics(metrics.step, metrics, told.pop(metrics.step, None))
-            recorder(heard)
-            guard.hear(heard)
+        def record(metrics: StepMetrics) -> None:
+            step_metrics = GkdMetrics(metrics.step, metrics, sampled.pop(metrics.step, None))
+            recorder(step_metrics)
+            guard.record(step_metrics)
 
         train(
             network, source, how, checkpoints=context.work / "checkpoints", stop=context.stopping,
-            on_step=hear, before_save=recorder.flush, measure=measure, over=guard.over,
+            on_step=record, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
-    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, said | guard.told())
+    digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, chosen | guard.card_entries())
     figures = {"examples": len(found), "dropped": len(dropped), "steps": how.steps, "learning_rate": rate}
     return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
 
 
-def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> Agreement:
-    from distill.training.divergence import Agreement
+def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> NegativeDivergence:
+    from distill.training.divergence import NegativeDivergence
     from rl.teacher import fixed
 
     teacher = fixed(loaded(found, settings.teacher_engine, tokenizer, settings.teacher))
-    return Agreement(teacher, settings.beta, settings.top_k, settings.temperature)
+    return NegativeDivergence(teacher, settings.beta, settings.top_k, settings.temperature)
 
 
 def _batches(
     context: Context, settings: GkdSettings, found: list[Lesson], order: Order, policy: TransformersEngine,
-    pool: VerifierPool, ask: Ask, told: dict[int, Samples],
+    pool: VerifierPool, ask: Ask, sampled: dict[int, SampleMetrics],
 ) -> Batches:  # fmt: skip
-    """The batches, whose samples are stored before they are learned from. ``told`` collects the metrics of a step's
+    """The batches, whose samples are stored before they are learned from. ``sampled`` collects the metrics of a step's
     samples, by step (from 1)."""
     from rl.gkd import Batches
     from rl.ledger import Ledger
-    from rl.monitors import of_samples
+    from rl.monitors import sample_metrics
     from rl.update import Rollout
 
     sampling = settings.sampling.sampling(settings.seed)
@@ -156,7 +156,7 @@ def _batches(
         rows = zip(samples, rewards, none, strict=True)
         rollouts = [Rollout(step + 1, p, 0, c, r, a, bool(c.token_ids)) for (p, c), r, a in rows]
         ledger.write(step + 1, rollouts)
-        told[step + 1] = of_samples(rollouts)
+        sampled[step + 1] = sample_metrics(rollouts)
 
     examples = [example for _, example in found]
     return Batches(

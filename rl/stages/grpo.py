@@ -21,9 +21,8 @@ from rl import rewards
 from rl.clips import CLIPS
 from rl.draws import most
 from rl.stages import refining
+from rl.stages.beside import TeacherSettings, check_teacher, process_dependency
 from rl.stages.options import ProcessSettings, RewardedSettings
-from rl.stages.process import process_dependency
-from rl.stages.teacher import TeacherSettings, check_teacher
 
 Own = TypeVar("Own", bound=Settings)
 
@@ -82,7 +81,7 @@ class GrpoSettings(RewardedSettings):
 
 
 def run(context: Context, settings: GrpoSettings) -> Output:
-    return refining.refine(context, settings, about=ABOUT, told=settings)
+    return refining.refine(context, settings, about=ABOUT, card_settings=settings)
 
 
 def _rollouts(settings: GrpoSettings) -> int:

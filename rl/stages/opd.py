@@ -18,8 +18,8 @@ from distill.prompting import Prompting
 from distill.stages.common import RewardModel, VerifierSpec
 from pipeline.stage import Context, Input, Output
 from rl.stages import grpo, refining
+from rl.stages.beside import ScoringEngine, TeacherSettings, check_teacher
 from rl.stages.options import SampledSettings
-from rl.stages.teacher import ScoringEngine, TeacherSettings, check_teacher
 
 ABOUT = "A student trained by on-policy distillation: on its own samples, scored token by token by a teacher."
 
@@ -65,7 +65,7 @@ def _as_grpo(settings: OpdSettings) -> grpo.GrpoSettings:
 
 
 def run(context: Context, settings: OpdSettings) -> Output:
-    return refining.refine(context, _as_grpo(settings), outcome=0.0, about=ABOUT, told=settings)
+    return refining.refine(context, _as_grpo(settings), outcome=0.0, about=ABOUT, card_settings=settings)
 
 
 STAGE = grpo.relative("opd", "distil on-policy: a teacher scores what the student samples", OpdSettings, _as_grpo, run)

@@ -82,7 +82,7 @@ def _critic(settings: PpoSettings) -> Critic:
 
 
 def run(context: Context, settings: PpoSettings) -> Output:
-    return refining.refine(context, _as_grpo(settings), about=ABOUT, told=settings, critic=_critic(settings))
+    return refining.refine(context, _as_grpo(settings), about=ABOUT, card_settings=settings, critic=_critic(settings))
 
 
 STAGE = grpo.relative(

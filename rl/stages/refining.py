@@ -25,8 +25,7 @@ from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
 from rl.stages import drawing
-from rl.stages.process import process_rewards, reward_models
-from rl.stages.teacher import in_vllm, scoring, teachers
+from rl.stages.beside import in_vllm, process_rewards, reward_models, scoring, teachers
 
 if TYPE_CHECKING:
     from distill.training.sampler import StudentSampler
@@ -43,10 +42,10 @@ if TYPE_CHECKING:
 
 
 def refine(
-    context: Context, settings: GrpoSettings, *, about: str, told: Settings, outcome: float = 1.0,
+    context: Context, settings: GrpoSettings, *, about: str, card_settings: Settings, outcome: float = 1.0,
     critic: Critic | None = None,
 ) -> Output:  # fmt: skip
-    """Train, and publish the student with a card that shows ``about`` and the settings ``told``. ``outcome`` is the
+    """Train, and publish the student with a card that shows ``about`` and ``card_settings``. ``outcome`` is the
     weight of the reward beside a teacher's; with a ``critic``, rewards are compared with its estimates, not with each
     other."""
     from distill.training.metrics import Recorder
@@ -79,11 +78,11 @@ def refine(
         guard = guarding.of_rewards(context, fitted, policy, how.sampling, ask, recorder)
 
         others = settings.teacher or settings.process  # they assign credit too
-        judge = ledger.reward if others else _told_of_some(context.name, ledger.reward)
+        judge = ledger.reward if others else _require_verdicts(context.name, ledger.reward)
 
-        def hear(metrics: GrpoMetrics) -> None:
+        def record(metrics: GrpoMetrics) -> None:
             recorder(metrics)
-            guard.hear(metrics)
+            guard.record(metrics)
 
         train_grpo(
             network,
@@ -98,25 +97,25 @@ def refine(
             recall=ledger.recall,
             on_rollouts=partial(drawing.written, settings, ledger, draws),
             on_updates=ledger.learned,
-            on_step=hear,
+            on_step=record,
             before_save=recorder.flush,
             over=guard.over,
         )
-    digest = publish(context, network, tokenizer, about, settings.student, told, guard.told())
+    digest = publish(context, network, tokenizer, about, settings.student, card_settings, guard.card_entries())
     figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last() | guard.figures()
     return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
 
 
-def _told_of_some(stage: str, reward: Judge) -> Judge:
+def _require_verdicts(stage: str, reward: Judge) -> Judge:
     """Wrap ``reward``: `PipelineError` if no verifier can judge any of a run's first rollouts. Otherwise the run would
     continue to its end and learn nothing."""
-    told = False
+    judged = False
 
     def judge(asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
-        nonlocal told
+        nonlocal judged
         scores = reward(asked)
-        told = told or any(score is not None for each in scores for score in each.values())
-        if asked and not told:
+        judged = judged or any(score is not None for each in scores for score in each.values())
+        if asked and not judged:
             raise PipelineError(
                 f"stage {stage}: of the first {len(asked)} rollouts no verifier could judge any, so there is nothing "
                 "to learn; mend it or the problems' references (`distill verify` tries both on a file)"
@@ -170,17 +169,17 @@ def with_room(
             "engine's gpu_memory_utilization to that or less, or its first_gpu to another GPU"
         )
 
-    def told(part: Any) -> Any:
+    def with_shares(part: Any) -> Any:
         if part is None or not hasattr(part, "verifier"):  # a component that is no verifier's
             return part
         return part.model_copy(update={"verifier": judges.with_shares(part.verifier, fitted)})
 
-    return told(settings).model_copy(
+    return with_shares(settings).model_copy(
         update={
             "engine": fitted.get("policy", engine),
             "teacher": teacher,
-            "reward": settings.reward and [told(component) for component in settings.reward],
-            "watch": told(settings.watch),
+            "reward": settings.reward and [with_shares(component) for component in settings.reward],
+            "watch": with_shares(settings.watch),
         }
     )
 

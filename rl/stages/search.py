@@ -31,13 +31,22 @@ from distill.modelspec import Model, StageOrName
 from distill.prm import files
 from distill.prompting import Prompting
 from distill.spending import Spending
-from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, resolved, sampler, store_of
+from distill.stages.common import (
+    RewardModel,
+    VerifierSpec,
+    ask_of,
+    members_present,
+    protocol,
+    resolved,
+    sampler,
+    store_of,
+)
 from distill.stages.devices import beside_models, size_of
 from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
 from distill.store import Store
 from distill.store.records import problems, record_members
 from pipeline.errors import InputError
-from pipeline.fingerprint import FileHashes, content_hash
+from pipeline.fingerprint import FileHashes
 from pipeline.manifest import Manifest
 from pipeline.stage import Context, Forecast, Input, Operational, Output, Settings, Stage
 from rl.search.allocation import Allocation
@@ -46,8 +55,8 @@ from rl.search.beam import Tree
 from rl.search.measure import measure
 from rl.search.scoring import (
     ByLikelihood,
-    Said,
     Scorer,
+    ScorerName,
     ScorerSpec,
     check_steps,
     likelihood_of,
@@ -168,8 +177,8 @@ def run(context: Context, settings: SearchSettings) -> Output:
     again = verification.failed_once([key for _, key in members])
     digest = record_members(store, members)
     overlap = {"contamination": figures_of(seen, world.tasks) if seen else None}
-    protocol = _protocol(context, settings)
-    return Output(digest, {"members": len(members), "protocol": protocol, **overlap, **figures, **again})
+    found = {"members": len(members), "protocol": protocol(context, settings, PROTOCOL)}
+    return Output(digest, {**found, **overlap, **figures, **again})
 
 
 def _check_scorers(context: Context, settings: SearchSettings, world: StoredWorld) -> None:
@@ -210,19 +219,12 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
     )
 
 
-def _scorer(context: Context, settings: SearchSettings, spec: Said, policy: Model | None) -> Scorer:
+def _scorer(context: Context, settings: SearchSettings, spec: ScorerName, policy: Model | None) -> Scorer:
     if isinstance(spec, ByLikelihood):
         model = modelspec.find(spec.likelihood, context.workspace, context.inputs, context.hashes)
         return likelihood_of(model, settings.step, spec.dtype)
     name, dtype = reward_model(spec)
     return prm_of(name, context.workspace, context.inputs, context.hashes, policy, dtype)
-
-
-def _protocol(context: Context, settings: SearchSettings) -> str:
-    """A hash of how the measurement was made; scores with the same one may be compared."""
-    how = settings.model_dump(mode="json", include=PROTOCOL)
-    verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
-    return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
 
 
 def refuse(settings: SearchSettings, figures: Mapping[str, Mapping[str, Any]]) -> str | None:

@@ -116,7 +116,7 @@ def run_with(
     finally:
         for descriptor in ours:
             os.close(descriptor)
-    stdout, results, report = talk.heard
+    stdout, results, report = talk.received
     return _result(backend, ended, stdout, results, report, limits)
 
 

@@ -49,12 +49,12 @@ class Talk:
         self._reads = reads
         self._life = life
         self._waiting, self._look = waiting or Waiting(), LOOK if waiting else math.inf
-        self._heard = {descriptor: bytearray() for descriptor in reads}
+        self._received = {descriptor: bytearray() for descriptor in reads}
         self._selector = selectors.DefaultSelector()
 
     @property
-    def heard(self) -> list[bytes]:
-        return [bytes(self._heard[descriptor]) for descriptor in self._reads]
+    def received(self) -> list[bytes]:
+        return [bytes(self._received[descriptor]) for descriptor in self._reads]
 
     def until_ended(self, seconds: float, most_bytes: int) -> str:
         """Serve the pipes until the run has ended and its processes are gone: "exit", "output", "wall" or "busy".
@@ -64,7 +64,7 @@ class Talk:
         with self._selector:
             for descriptor in (*self._left, *self._reads):
                 os.set_blocking(descriptor, False)
-                reading = descriptor in self._heard
+                reading = descriptor in self._received
                 self._selector.register(descriptor, selectors.EVENT_READ if reading else selectors.EVENT_WRITE)
             ended = self._talk(seconds, most_bytes)
         if ended != "exit":
@@ -72,10 +72,10 @@ class Talk:
                 os.write(self._life, b"x")
             os.set_blocking(self._reads[-1], True)
             while chunk := os.read(self._reads[-1], CHUNK):
-                self._heard[self._reads[-1]] += chunk
+                self._received[self._reads[-1]] += chunk
         for descriptor in self._reads[:-1]:
-            while len(self._heard[descriptor]) <= most_bytes and (left := _read(descriptor)):
-                self._heard[descriptor] += left
+            while len(self._received[descriptor]) <= most_bytes and (left := _read(descriptor)):
+                self._received[descriptor] += left
         return ended
 
     def _talk(self, seconds: float, most_bytes: int) -> str:
@@ -88,12 +88,12 @@ class Talk:
                 if key.fd in self._left:
                     self._write(key.fd)
                 elif chunk := _read(key.fd):
-                    self._heard[key.fd] += chunk
+                    self._received[key.fd] += chunk
                 elif chunk == b"":
                     self._selector.unregister(key.fd)
                     if key.fd == self._reads[-1]:
                         return "exit"
-            if any(len(data) > most_bytes for data in self._heard.values()):
+            if any(len(data) > most_bytes for data in self._received.values()):
                 return "output"
             now = time.monotonic()
             if now >= deadline or not ready:
@@ -119,7 +119,7 @@ class Talk:
             os.close(null)
 
     def _seconds_waited(self) -> float:
-        line, end, _ = bytes(self._heard[self._reads[-1]]).partition(b"\n")
+        line, end, _ = bytes(self._received[self._reads[-1]]).partition(b"\n")
         if end:
             self._waiting.add(json.loads(line).get("launcher"))
         return self._waiting.seconds()

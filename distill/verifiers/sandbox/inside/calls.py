@@ -13,7 +13,7 @@ import time
 import types
 from typing import Any
 
-from .data import decode, encode, read_all, send, told
+from .data import decode, described, encode, read_all, send
 
 RESULTS = 4
 
@@ -24,7 +24,7 @@ def main() -> None:
     try:
         module = load(given["code"], given["module"])
     except BaseException as error:
-        write(RESULTS, {"error": told(error)})
+        write(RESULTS, {"error": described(error)})
         os._exit(0)
     for index, (arguments, named) in enumerate(given["calls"]):
         started = clock()
@@ -33,7 +33,7 @@ def main() -> None:
             value = encode(function(*decode(arguments), **decode(named)))
             write(RESULTS, {"case": index, "value": value, "seconds": clock() - started})
         except BaseException as error:
-            write(RESULTS, {"case": index, "error": told(error), "seconds": clock() - started})
+            write(RESULTS, {"case": index, "error": described(error), "seconds": clock() - started})
     os._exit(0)  # does not wait for threads that the answer left behind
 
 

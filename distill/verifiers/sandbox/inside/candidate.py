@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .calls import load
-from .data import decode, encode, read_all, send, told
+from .data import decode, described, encode, read_all, send
 from .first import FIRST_WIRE
 
 REQUESTS, REPLIES = FIRST_WIRE, FIRST_WIRE + 1
@@ -107,4 +107,4 @@ def _reply_to(request: dict[str, Any], objects: Objects) -> dict[str, Any]:
 
 
 def _error(error: BaseException, objects: Objects) -> dict[str, Any]:
-    return {"type": objects.handle(type(error)), "text": told(error).partition(": ")[2]}
+    return {"type": objects.handle(type(error)), "text": described(error).partition(": ")[2]}

@@ -83,7 +83,7 @@ def send(descriptor: int, frame: object) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def told(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """An exception's type and message, shortened."""
     try:
         text = f"{type(error).__name__}: {error}"[:200]

@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 
 from .calls import RESULTS, load
-from .data import read_all, send, told
+from .data import described, read_all, send
 
 
 def main() -> None:
@@ -27,14 +27,14 @@ def main() -> None:
     except SystemExit as leave:
         status = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
     except BaseException as error:
-        status, message = 1, told(error)
+        status, message = 1, described(error)
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()
     try:
         sys.stdout.flush()
     except (OSError, ValueError) as error:
-        status, message = status or 1, message or told(error)
+        status, message = status or 1, message or described(error)
     if message is not None:
         with suppress(OSError):
             send(RESULTS, {"error": message})

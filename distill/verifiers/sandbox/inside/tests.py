@@ -17,7 +17,7 @@ import types
 from typing import Any
 
 from .calls import RESULTS, function_of, load
-from .data import read_all, send, told
+from .data import described, read_all, send
 from .remote import Apart, Refused, Remote, RemoteModule
 
 MOST_PASSED = 1000
@@ -35,7 +35,7 @@ class Rows:
             self.all.append((name, True, ""))
 
     def failed(self, name: str, error: BaseException | str) -> None:
-        self.all.append((name[:100], False, error[:200] if isinstance(error, str) else told(error)))
+        self.all.append((name[:100], False, error[:200] if isinstance(error, str) else described(error)))
 
 
 class _Unloadable(Exception):
@@ -51,7 +51,7 @@ def main() -> None:
         try:
             module = load(given["code"], given["module"]) if remote is None else remote.module(given["module"])
         except BaseException as error:
-            raise _Unloadable(told(error)) from None
+            raise _Unloadable(described(error)) from None
         (_pytest if given["kind"] == "pytest" else _script)(given, module, rows)
     except (Apart, Refused):
         pass
@@ -61,7 +61,7 @@ def main() -> None:
         if remote is not None and error is remote.raised:
             rows.failed("the script", error)
         else:
-            answer = {"fault": told(error)}
+            answer = {"fault": described(error)}
     except BaseException as error:
         rows.failed("the script", error)
     if remote is not None and remote.gone:

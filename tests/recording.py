@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.events import Listener
 
 
-class Heard(Listener):
+class RecordingListener(Listener):
     def __init__(self) -> None:
         self.ran: list[str] = []
 

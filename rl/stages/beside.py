@@ -1,9 +1,11 @@
-"""Teachers as a YAML names them: a model and the engine that runs it. grpo and opd use one that scores; gkd uses
-`loaded`."""
+"""The models that a run holds beside its student, as a YAML names them: a teacher (a model and the engine that runs it)
+and a process reward model. They are found, loaded, and checked against the student's tokenizer. grpo and opd use a
+teacher that scores; gkd uses `loaded`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,11 +13,15 @@ from pydantic import BeforeValidator, Field
 
 from distill import modelspec
 from distill.engines.options import TransformersOptions, VllmOptions
-from distill.modelspec import Model, ModelName
+from distill.modelspec import MODEL, Model, ModelName
+from distill.prm import files
 from distill.stages.devices import Held
+from pipeline.fingerprint import FileHashes
 from pipeline.stage import Context, Settings
+from rl.stages.options import ProcessSettings
 
 if TYPE_CHECKING:
+    from rl.process import ProcessRewards
     from rl.step_credit import Score
 
 ScoringEngine = Annotated[
@@ -84,3 +90,28 @@ def loaded(found: Model, engine: TransformersOptions, tokenizer: Any, name: str)
     network, theirs = pretrained.load(found, engine.dtype, engine.device)
     check_same_tokenizer(tokenizer, theirs, name)
     return network
+
+
+def process_rewards(context: Context, settings: ProcessSettings, tokenizer: Any) -> ProcessRewards:
+    """Load the model. `InputError` if it is not a process reward model, or its tokens are not the student's."""
+    from distill.prm.reading import load
+    from rl.process import ProcessRewards
+
+    directory = files.directory_of(settings.model, context.workspace, context.inputs)
+    files.check_reads(directory, settings.model, tokenizer, "the student")
+    return ProcessRewards(load(directory, settings.model, dtype=settings.dtype), tokenizer)
+
+
+def reward_models(context: Context, settings: ProcessSettings | None) -> list[Held]:
+    """The model that `process_rewards` will load on the student's device, if any."""
+    if settings is None:
+        return []
+    directory = files.directory_of(settings.model, context.workspace, context.inputs)
+    return [(Model(str(directory / MODEL), ""), settings.dtype)]
+
+
+def process_dependency(settings: ProcessSettings | None, hashes: FileHashes) -> Mapping[str, str]:
+    """What a stage depends on besides its inputs; a model made by a stage is already an input."""
+    if settings is None or settings.model.startswith(files.PREFIX):
+        return {}
+    return {"process": files.identity_of(files.directory_of(settings.model), hashes)}
