@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 from command import ROOT, Command
 
-from distill.cli import display
+from distill.cli import display, table
 
 SMALL = """\
 name: small
@@ -441,7 +441,7 @@ def test_the_last_line_of_each_run_in_a_log_has_a_date(project: Path) -> None:
     jobs = f"{run}; {run} --force problems --max-time 0s; {run} --limit 0"
     subprocess.run(["bash", "-c", jobs], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
-    ends = ["1 stages up to date in ", "distill: stopped ", "distill: Invalid value for '--limit'"]
+    ends = ["1 stage up to date in ", "distill: stopped ", "distill: Invalid value for '--limit'"]
     log = (project / "night.log").read_text()
     assert re.findall(f"^{date}({'|'.join(ends)})", log, re.MULTILINE) == ends, log
 
@@ -476,6 +476,47 @@ def test_a_terminal_that_closes_does_not_end_a_run_in_another_session(project: P
     assert said.startswith("distill: nothing more can be printed (")
     assert len(said.splitlines()) == 1
     assert list(project.glob("runs/small/manifests/verify/*.json"))
+
+
+def test_a_table_on_a_terminal_fits_its_width_and_loses_nothing() -> None:
+    row = {
+        "stage": "select-unverified",
+        "why": "waits for verify-hot and " * 5,
+        "work": "3,000 traces, " * 4,
+        "n": 1234,
+    }
+    wide = table.render([row, row], width=1000)
+    assert len(wide.splitlines()) == 4  # in a pipe a row is a line
+    for columns in (60, 80, 100):
+        lines = table.render([row, row], width=1000, columns=columns).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert sorted(" ".join(lines[2:]).split()) == sorted(" ".join(wide.splitlines()[2:]).split())
+        assert sum(line.startswith("select-unverified") for line in lines) == 2
+    assert table.render([row, row], width=1000, columns=30) == wide  # too narrow for it
+
+
+def test_the_lines_of_a_log_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = display.PlainLines()
+    lines.begin(["sft", "select-unverified"])
+    lines.note("sft", "one")
+    lines.note("select-unverified", "two")
+    one, two = capsys.readouterr().out.splitlines()
+    assert one.index("one") == two.index("two")
+
+
+@pytest.mark.parametrize("command", [(), ("traces", "list")])
+def test_help_has_a_short_option(tmp_path: Path, command: tuple[str, ...]) -> None:
+    assert distill(*command, "-h", cwd=tmp_path).stdout == distill(*command, "--help", cwd=tmp_path).stdout != ""
+
+
+def test_the_shell_completes_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("_DISTILL_COMPLETE", "complete_bash"),
+        ("COMP_WORDS", "distill traces l"),
+        ("COMP_CWORD", "2"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert distill(cwd=tmp_path).stdout.split() == ["list"]
 
 
 def test_a_command_stopped_before_it_began_exits_with_75(project: Path) -> None:

@@ -145,6 +145,10 @@ class PlainLines(Listener):
     def __init__(self) -> None:
         self._printed_at = 0.0
         self._rate = Rate()
+        self._width = 14
+
+    def begin(self, stages: Sequence[str]) -> None:
+        self._width = max(self._width, *map(len, stages))
 
     def cached(self, stage: str, manifest: Manifest) -> None:
         self._say(stage, "cached")
@@ -170,7 +174,7 @@ class PlainLines(Listener):
         self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
 
     def _say(self, stage: str, text: str) -> None:
-        say(dated(f"{stage:<14} {text}"))
+        say(dated(f"{stage:<{self._width}} {text}"))
 
 
 class JsonLines(Listener):

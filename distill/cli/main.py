@@ -36,7 +36,7 @@ app = typer.Typer(
     help="Distil a reasoning teacher into a small student: generate, verify, select, train, refine, evaluate.",
     epilog="Example: distill run --pipeline configs/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -242,7 +242,7 @@ def main() -> None:
     heed_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until a command handles both itself
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="distill", standalone_mode=False)  # also as `python -m distill`
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:

@@ -112,7 +112,8 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool
             display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
-    ended = f"{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)"
+    noun = "stage" if len(done) == 1 else "stages"
+    ended = f"{len(done)} {noun} up to date in {spec.workspace} ({now} now, {all_told} in all)"
     display.say("")
     display.say(dated(ended) if log else ended)
     if any(manifest.identity.kind == "report" for manifest, _ in done):
