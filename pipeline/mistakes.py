@@ -79,6 +79,9 @@ def _most_specific(error: ValidationError) -> Any:
     """The first error. If the value may have several forms, prefer the error about the form that it has: a list that is
     too short is still a list."""
     first, *others = error.errors()
+    if first["type"] == "missing":  # perhaps only misspelt: `techer: x` in place of `teacher: x`
+        unknown = [e for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
+        return next((e for e in unknown if "mean" in nearest(e["loc"][-1], [str(first["loc"][-1])])), first)
     if first["type"] not in WORDS:
         return first
     place = len(first["loc"]) - 1  # the path of the value; what follows names one of its forms

@@ -359,6 +359,10 @@ MISTAKES = {
         YAML.replace("letter: b", "leter: b, more: 1, again: 2"),
         "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'? (unknown here too: more, again)",
     ),
+    "unknown for a needed one": (
+        YAML.replace("{file: input.txt}", "{flie: input.txt}"),
+        "p.yaml:4: stages.text.flie: unknown key; did you mean 'file'?",
+    ),
     "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be text, found 5"),
     "no name": (YAML.replace("letters", "''", 1), "p.yaml:1: name: '' cannot be a directory name"),
     "name elsewhere": (YAML.replace("letters", "../x", 1), "p.yaml:1: name: '../x' cannot be a directory name"),
