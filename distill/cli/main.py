@@ -187,7 +187,9 @@ def verify(
     ],
     answer_key: Annotated[
         str,
-        typer.Option(help="The column of the right answer, or several: '{test: tests, entry_point: name}'."),
+        typer.Option(
+            help="The column of the right answer, or several: '{prompt: prompt, entry_point: entry_point, test: test}'."
+        ),
     ] = "answer",
     response_key: Annotated[str, typer.Option(help="The column of the response, including think tags.")] = "response",
     answer_pattern: Annotated[
