@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from command import ROOT, Command
 
 from distill.cli import display, table
+from distill.cli.live import Live
+from pipeline.plan import StagePlan
+from pipeline.stopping import Stopper
 
 SMALL = """\
 name: small
@@ -502,6 +505,28 @@ def test_the_lines_of_a_log_are_aligned(capsys: pytest.CaptureFixture[str]) -> N
     lines.note("select-unverified", "two")
     one, two = capsys.readouterr().out.splitlines()
     assert one.index("one") == two.index("two")
+
+
+def test_the_live_display_says_that_a_run_is_stopping(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the request on. And ^C, which the terminal writes after the last row, fits into that row's line."""
+    for name, value in (("TTY_COMPATIBLE", "1"), ("TERM", "xterm"), ("COLUMNS", "80"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    stopper = Stopper()
+    shown = Live(stopper)
+    shown.begin(["generate"])
+    shown.start("generate", cast(StagePlan, None))
+    shown.progress("generate", 3, 9, {"tokens_per_second": 123_456_789, "and": "a long text, " * 9})
+    shown.note("generate", "before")
+    stopper.reason = "SIGINT"
+    shown.note("generate", "after")
+    before, after = capsys.readouterr().out.split("after")
+    assert "running" in before and "stopping" not in before
+    assert "stopping" in after and "Ctrl-C again" in after
+    rows = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line) for line in before.splitlines()]
+    assert max(len(line) for line in rows if "running" in line) == 78
+    shown.close()
 
 
 @pytest.mark.parametrize("command", [(), ("traces", "list")])

@@ -21,6 +21,7 @@ from pipeline.events import Listener
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.plan import StagePlan
+    from pipeline.stopping import Stopper
 
 PLAIN_SECONDS = 5.0
 TOLD = 8
@@ -29,13 +30,13 @@ CHANGES = 3
 """The most reasons on one line; an edit may change thirty settings at once."""
 
 
-def choose(as_json: bool) -> Listener:
+def choose(as_json: bool, stopper: Stopper) -> Listener:
     if as_json:
         return JsonLines()
     if sys.stdout is not None and sys.stdout.isatty():
         from distill.cli.live import Live
 
-        return Live()
+        return Live(stopper)
     return PlainLines()
 
 

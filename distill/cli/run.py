@@ -57,7 +57,7 @@ def _run(
         plan(stages, pipeline, workspace, overrides, limit, as_json, force)
         return
     space = workspace_of(spec)
-    listener = display.choose(as_json)
+    listener = display.choose(as_json, stopper)
     waiting = partial(listener.note, "waiting")
     command = shlex.join(["distill", *sys.argv[1:]])
     with (
