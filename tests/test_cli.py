@@ -378,7 +378,7 @@ def test_overrides_that_cannot_work_are_refused_before_anything_is_made(
     [
         ("", {}, "p.jsonl: holds no usable problem"),
         ('{"q": "1", "a": "2"}', {"reference": "b", "on_bad_row": "skip"}, "column 'b'; it has q, a; no row can be read"),
-        ('{"q": "1 + 1", "a": "2"}\n{"q": ', {}, "p.jsonl:2: not valid JSON (Expecting value, column"),
+        ('{"q": "1 + 1", "a": "2"}\n{"q": \n', {}, "p.jsonl:2: not valid JSON (Expecting value, column 6"),
         ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'####('"}, "p.yaml:3: stages.problems.sources.0.reference_pattern: "),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'#+ .+'"}, "has 0 groups in parentheses"),
@@ -582,4 +582,5 @@ def test_an_empty_query_is_refused(done: Path) -> None:
 def test_the_line_of_a_stage_shows_nested_counts_and_no_more_than_fits() -> None:
     figures = {"members": 120, "kept": 62, "rejected": {"duplicate": 54, "incorrect": 4}, "bias": {"by": "level"}}
     assert display.phrase(figures) == "kept 62, rejected duplicate 54, rejected incorrect 4"
+    assert display.phrase({"heldout_pass_at_1": 0.5}) == "heldout pass@1 0.5"
     assert display.phrase({f"clip_{n}": n for n in range(30)}).endswith("clip 6 6, clip 7 7, …")

@@ -416,6 +416,12 @@ def test_a_mistake_is_a_one_line_error_with_its_place(
     assert caught.value.exit_code is Exit.INPUT
 
 
+def test_a_file_that_is_not_utf8_is_an_error_with_the_line(project: Path) -> None:
+    (project / "p.yaml").write_bytes(YAML.replace("letters", "letters  # für").encode("latin-1"))
+    with pytest.raises(InputError, match=r"p\.yaml:1: is not UTF-8 text; save it as UTF-8"):
+        config.load(project / "p.yaml", lookup)
+
+
 @pytest.mark.parametrize(
     ("override", "expected"),
     [

@@ -105,7 +105,7 @@ def number(value: Any) -> str:
 def phrase(figures: Mapping[str, Any]) -> str:
     """``kept 62, rejected duplicate 54, …``: the first few plain figures. `distill status --json` has all of them."""
     plain = list(_plain(figures))
-    shown = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
+    shown = [f"{name.replace('pass_at_', 'pass@').replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
     return ", ".join([*shown, "…"] if len(plain) > TOLD else shown)
 
 
