@@ -371,6 +371,10 @@ MISTAKES = {
     "directory": (YAML.replace("input.txt", "."), "p.yaml:4: stages.text.file: .: is not a file"),
     "stage name": ("stages:\n  1: {}\n", "p.yaml:2: stages.1: a stage name has only letters"),
     "no kind": (YAML.replace("kind: count, text: text}", "text: text}"), "set its `kind`"),
+    "no list": (
+        YAML.replace("[a, b]", "a"),
+        "p.yaml:7: stages.sum.counts: should be a list, found 'a'; write [a]",
+    ),
     "too few": (YAML.replace("[a, b]", "[]"), "p.yaml:7: stages.sum.counts: should hold at least 1, holds 0"),
     "file": (YAML.replace("input.txt", "inptu.txt"), "p.yaml:4: stages.text.file: inptu.txt: no such file"),
     "nothing feeds": (
@@ -392,10 +396,15 @@ MISTAKES = {
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("lr", "learning_rate"), ("num_train_epochs", "epochs"), ("device_train_batch_size", "batch_size")],
+    [
+        ("lr", "learning_rate"),
+        ("num_train_epochs", "epochs"),
+        ("device_train_batch_size", "batch_size"),
+        ("temp", "temperature"),
+    ],
 )
 def test_a_shorter_or_longer_form_of_a_name_is_suggested(name: str, meant: str) -> None:
-    valid = ["lora", "norm_learning_rate", "epochs", "size", "learning_rate", "batch_size"]
+    valid = ["lora", "norm_learning_rate", "epochs", "size", "learning_rate", "batch_size", "temperature"]
     assert nearest(name, valid) == f"; did you mean {meant!r}?"
 
 
