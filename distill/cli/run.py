@@ -105,11 +105,12 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool
     ]
     display.say("")
     display.say(render(stages))
-    for manifest, _ in done:
-        if "subjects" in manifest.figures:
-            display.say("")
-            display.say(render(_scores(manifest.figures["subjects"])))
-            display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
+    scored = [manifest for manifest, _ in done if "subjects" in manifest.figures]
+    for manifest in scored:
+        display.say("")
+        display.say(render(_scores(manifest.figures["subjects"])))
+        of = f" of {manifest.stage}" if len(scored) > 1 else ""
+        display.say(f"protocol {manifest.figures['protocol']}{of}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
     noun = "stage" if len(done) == 1 else "stages"
