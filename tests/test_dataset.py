@@ -367,6 +367,8 @@ def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
             "t.jsonl:1: has no column 'z'; it has q, r, a; no row can be read",
         ),
         (("traces", "import", "t.jsonl", "--teacher", "x", "--set", "promt=q"), "did you mean 'prompt'"),
+        (("traces", "import", "t.jsonl", "--teacher", "x", "--form", "r1-mat"), "did you mean 'r1-math'"),
+        (("traces", "import", "t.jsonl", "--teacher", "x", "--form", "r1-math"), "t.jsonl:1: has no column 'problem'"),
         (("traces", "export", "out"), "exists already"),
         (("traces", "export", "new", "--selection", "selekt"), "no stage 'selekt'"),
         (("traces", "export", "new", "--where", "x ="), "--where x ="),
