@@ -89,6 +89,21 @@ def _sentence(by: str, rows: Sequence[Row], kept: Sequence[bool]) -> str:
     return (
         f"The kept traces are {what} what was asked: mean {by} of their problems {figures}, "
         f"{tokens[0]:,.0f} tokens on average against {tokens[1]:,.0f} of all that was generated."
+        f"{_without(by, value, rows, kept)}"
+    )
+
+
+def _without(by: str, value: Mapping[str, float | None], rows: Sequence[Row], kept: Sequence[bool]) -> str:
+    """A sentence on the problems that the means leave out: how many of their traces were kept, and of all others."""
+    unknown = [value[row["problem_key"]] is None for row in rows]
+    if not any(unknown):
+        return ""
+    problems = sum(number is None for number in value.values())
+    inside = [keep for keep, left_out in zip(kept, unknown, strict=True) if left_out]
+    others = [keep for keep, left_out in zip(kept, unknown, strict=True) if not left_out]
+    return (
+        f" This leaves out {problems:,} of {len(value):,} problems, whose {by} is unknown: {sum(inside):,} of their "
+        f"{len(inside):,} traces are kept, of the others {sum(others):,} of {len(others):,}."
     )
 
 

@@ -106,7 +106,7 @@ def _jsonl(path: Path) -> Iterator[Row]:
             if not text.strip():
                 continue
             try:
-                yield _mapping(json.loads(text), path, line)
+                yield _mapping(json.loads(text.rstrip()), path, line)  # an error then counts columns of this line
             except json.JSONDecodeError as error:
                 yield Row(path, line, {}, f"not valid JSON ({error.msg}, column {error.colno})")
             except UnicodeDecodeError:

@@ -37,8 +37,10 @@ def load(name: str) -> Loaded:
     path = Path(file).expanduser()
     try:
         source = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{file}: no such file (looked in {Path.cwd()})") from None
     except OSError as error:
-        raise InputError(f"{name}: {file}: {error.strerror or error}") from None
+        raise InputError(f"{file}: {error.strerror or error}") from None
     digest = hashlib.sha256(source).hexdigest()[:LENGTH]
     module = _module(path, source, digest)
     if not hasattr(module, attribute):

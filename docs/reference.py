@@ -41,9 +41,15 @@ A command that fails prints one line on stderr; with `--json` also an object on 
 """
 
 
+ABOUT = (
+    "`distill` and `python -m distill` are the same program. `-h` after a command tells what it takes, and",
+    "`distill --install-completion` makes the shell complete the names of commands and options.",
+)
+
+
 def cli() -> str:
     """Every command with its arguments and options, read from typer."""
-    lines = [MADE, "# The command line", "", "`distill` and `python -m distill` are the same program.", ""]
+    lines = [MADE, "# The command line", "", *ABOUT, ""]
     for name, command in _commands(typer.main.get_command(app), ("distill",)):
         lines += [f"## `{name}`", "", (command.help or "").strip(), ""]
         if command.epilog:
@@ -63,11 +69,11 @@ def _commands(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def _parameter(parameter: Any) -> str:
-    name = parameter.opts[0] if parameter.param_type_name == "option" else parameter.name.upper()
+    names = parameter.opts if parameter.param_type_name == "option" else [parameter.name.upper()]
     default = "" if parameter.default in (None, False) or callable(parameter.default) else f"`{parameter.default}`"
     help_text = (getattr(parameter, "help", None) or "").strip()
     variable = f" Or the environment variable `{parameter.envvar}`." if getattr(parameter, "envvar", None) else ""
-    return f"| `{name}` | {default} | {help_text}{variable} |"
+    return f"| {', '.join(f'`{name}`' for name in names)} | {default} | {help_text}{variable} |"
 
 
 def yaml() -> str:

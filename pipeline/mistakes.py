@@ -27,8 +27,8 @@ WORDS = {
 
 
 def nearest(name: object, valid: Iterable[str]) -> str:
-    """``; did you mean 'x'?``, or the valid names if none is close. Initials (`lr` for `learning_rate`) and longer
-    names (`num_train_epochs` for `epochs`) count as close."""
+    """``; did you mean 'x'?``, or the valid names if none is close. Initials (`lr` for `learning_rate`), beginnings
+    (`temp` for `temperature`) and longer names (`num_train_epochs` for `epochs`) count as close."""
     names = list(valid)
     words = str(name).split("_")
     short = [n for n in names if str(name) == "".join(word[:1] for word in n.split("_")) and "_" in n]
@@ -37,6 +37,9 @@ def nearest(name: object, valid: Iterable[str]) -> str:
         return f"; did you mean {same[0]!r}?"
     if close := difflib.get_close_matches(str(name), names, n=1, cutoff=0.55):
         return f"; did you mean {close[0]!r}?"
+    begun = [n for n in names if len(str(name)) > 2 and n.startswith(str(name))]
+    if len(begun) == 1:
+        return f"; did you mean {begun[0]!r}?"
     return f"; valid: {', '.join(names)}" if names else ""
 
 
@@ -64,6 +67,8 @@ def mistake(error: ValidationError, settings: type[BaseModel], body: Any) -> tup
         return location, message
     if first["type"] == "too_short":
         return location, f"should hold at least {first['ctx']['min_length']}, holds {first['ctx']['actual_length']}"
+    if first["type"] == "list_type" and isinstance(first["input"], str | int | float):
+        return location, f"should be a list, found {first['input']!r}; write [{first['input']}]"
     message = WORDS.get(first["type"], message)
     return location, f"{message[0].lower()}{message[1:]}, found {first['input']!r}"
 
@@ -79,6 +84,9 @@ def _most_specific(error: ValidationError) -> Any:
     """The first error. If the value may have several forms, prefer the error about the form that it has: a list that is
     too short is still a list."""
     first, *others = error.errors()
+    if first["type"] == "missing":  # perhaps only misspelt: `techer: x` in place of `teacher: x`
+        unknown = [e for e in others if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]]
+        return next((e for e in unknown if "mean" in nearest(e["loc"][-1], [str(first["loc"][-1])])), first)
     if first["type"] not in WORDS:
         return first
     place = len(first["loc"]) - 1  # the path of the value; what follows names one of its forms

@@ -11,12 +11,15 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from command import ROOT, Command
 
-from distill.cli import display
+from distill.cli import display, table
+from distill.cli.live import Live
+from pipeline.plan import StagePlan
+from pipeline.stopping import Stopper
 
 SMALL = """\
 name: small
@@ -375,7 +378,7 @@ def test_overrides_that_cannot_work_are_refused_before_anything_is_made(
     [
         ("", {}, "p.jsonl: holds no usable problem"),
         ('{"q": "1", "a": "2"}', {"reference": "b", "on_bad_row": "skip"}, "column 'b'; it has q, a; no row can be read"),
-        ('{"q": "1 + 1", "a": "2"}\n{"q": ', {}, "p.jsonl:2: not valid JSON (Expecting value, column"),
+        ('{"q": "1 + 1", "a": "2"}\n{"q": \n', {}, "p.jsonl:2: not valid JSON (Expecting value, column 6"),
         ('{"q": {"x": 1}, "a": "2"}', {}, "p.jsonl:1: column 'q' is not text"),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'####('"}, "p.yaml:3: stages.problems.sources.0.reference_pattern: "),
         ('{"q": "1", "a": "2"}', {"reference_pattern": "'#+ .+'"}, "has 0 groups in parentheses"),
@@ -441,7 +444,7 @@ def test_the_last_line_of_each_run_in_a_log_has_a_date(project: Path) -> None:
     jobs = f"{run}; {run} --force problems --max-time 0s; {run} --limit 0"
     subprocess.run(["bash", "-c", jobs], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     date = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
-    ends = ["1 stages up to date in ", "distill: stopped ", "distill: Invalid value for '--limit'"]
+    ends = ["1 stage up to date in ", "distill: stopped ", "distill: Invalid value for '--limit'"]
     log = (project / "night.log").read_text()
     assert re.findall(f"^{date}({'|'.join(ends)})", log, re.MULTILINE) == ends, log
 
@@ -476,6 +479,69 @@ def test_a_terminal_that_closes_does_not_end_a_run_in_another_session(project: P
     assert said.startswith("distill: nothing more can be printed (")
     assert len(said.splitlines()) == 1
     assert list(project.glob("runs/small/manifests/verify/*.json"))
+
+
+def test_a_table_on_a_terminal_fits_its_width_and_loses_nothing() -> None:
+    row = {
+        "stage": "select-unverified",
+        "why": "waits for verify-hot and " * 5,
+        "work": "3,000 traces, " * 4,
+        "n": 1234,
+    }
+    wide = table.render([row, row], width=1000)
+    assert len(wide.splitlines()) == 4  # in a pipe a row is a line
+    for columns in (60, 80, 100):
+        lines = table.render([row, row], width=1000, columns=columns).splitlines()
+        assert max(map(len, lines)) <= columns
+        assert sorted(" ".join(lines[2:]).split()) == sorted(" ".join(wide.splitlines()[2:]).split())
+        assert sum(line.startswith("select-unverified") for line in lines) == 2
+    assert table.render([row, row], width=1000, columns=30) == wide  # too narrow for it
+
+
+def test_the_lines_of_a_log_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = display.PlainLines()
+    lines.begin(["sft", "select-unverified"])
+    lines.note("sft", "one")
+    lines.note("select-unverified", "two")
+    one, two = capsys.readouterr().out.splitlines()
+    assert one.index("one") == two.index("two")
+
+
+def test_the_live_display_says_that_a_run_is_stopping(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the request on. And ^C, which the terminal writes after the last row, fits into that row's line."""
+    for name, value in (("TTY_COMPATIBLE", "1"), ("TERM", "xterm"), ("COLUMNS", "80"), ("NO_COLOR", "1")):
+        monkeypatch.setenv(name, value)
+    stopper = Stopper()
+    shown = Live(stopper)
+    shown.begin(["generate"])
+    shown.start("generate", cast(StagePlan, None))
+    shown.progress("generate", 3, 9, {"tokens_per_second": 123_456_789, "and": "a long text, " * 9})
+    shown.note("generate", "before")
+    stopper.reason = "SIGINT"
+    shown.note("generate", "after")
+    before, after = capsys.readouterr().out.split("after")
+    assert "running" in before and "stopping" not in before
+    assert "stopping" in after and "Ctrl-C again" in after
+    rows = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line) for line in before.splitlines()]
+    assert max(len(line) for line in rows if "running" in line) == 78
+    shown.close()
+
+
+@pytest.mark.parametrize("command", [(), ("traces", "list")])
+def test_help_has_a_short_option(tmp_path: Path, command: tuple[str, ...]) -> None:
+    assert distill(*command, "-h", cwd=tmp_path).stdout == distill(*command, "--help", cwd=tmp_path).stdout != ""
+
+
+def test_the_shell_completes_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (
+        ("_DISTILL_COMPLETE", "complete_bash"),
+        ("COMP_WORDS", "distill traces l"),
+        ("COMP_CWORD", "2"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert distill(cwd=tmp_path).stdout.split() == ["list"]
 
 
 def test_a_command_stopped_before_it_began_exits_with_75(project: Path) -> None:
@@ -516,4 +582,5 @@ def test_an_empty_query_is_refused(done: Path) -> None:
 def test_the_line_of_a_stage_shows_nested_counts_and_no_more_than_fits() -> None:
     figures = {"members": 120, "kept": 62, "rejected": {"duplicate": 54, "incorrect": 4}, "bias": {"by": "level"}}
     assert display.phrase(figures) == "kept 62, rejected duplicate 54, rejected incorrect 4"
+    assert display.phrase({"heldout_pass_at_1": 0.5}) == "heldout pass@1 0.5"
     assert display.phrase({f"clip_{n}": n for n in range(30)}).endswith("clip 6 6, clip 7 7, …")

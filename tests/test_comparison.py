@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command import Command
 from test_report import run_pipeline
 
 from distill import comparison
@@ -70,6 +71,13 @@ def test_the_command_compares_overall_and_by_family_and_difficulty(
     run_compare(evaluated, "good", "evaluate/bad", as_json=False, greedy=True)
     table = capsys.readouterr().out
     assert "evaluate/good" in table and "McNemar's exact test" in table and f"protocol {found['protocol']}" in table
+
+
+def test_the_scores_of_several_stages_are_told_apart(evaluated: tuple[Path, Path]) -> None:
+    pipeline, workspace = evaluated
+    said, _ = Command(pipeline.parent, "run", "--pipeline", str(pipeline), "--workspace", str(workspace)).ended()
+    ends = [line.split(" of ")[1] for line in said.splitlines() if line.startswith("protocol ")]
+    assert ends == [f"{stage}: compare scores only within the same protocol" for stage in ("evaluate", "colder")]
 
 
 @pytest.mark.parametrize(

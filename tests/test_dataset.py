@@ -233,6 +233,18 @@ def test_the_card_describes_what_is_in_the_store(store: Store) -> None:
         assert part in text, part
 
 
+def test_the_card_gives_each_model_its_own_names(store: Store) -> None:
+    """A store also holds the samples of students, and the card of a whole store lists them."""
+    store.append(
+        "traces", [trace_row(replace(trace(ADD, 7, "", "4"), model="student"), problem_row(ADD)["prompt_key"])]
+    )
+    names = {"teacher": ("org/big", "stage:copy"), "student": ("stage:sft",)}
+    store.append("models", [{"model": model, "name": name} for model, those in names.items() for name in those])
+    store.ingest()
+    found = {row["model"]: row["name"] for row in facts_of(store, Choice())["teachers"]}
+    assert found == {"teacher": "org/big, stage:copy", "student": "stage:sft"}
+
+
 def test_the_card_of_a_selection_shows_what_was_rejected_and_why(store: Store) -> None:
     members = [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key), ("rejected", SAID[2][1].key)]
     selection = record_members(store, members)
@@ -355,6 +367,8 @@ def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
             "t.jsonl:1: has no column 'z'; it has q, r, a; no row can be read",
         ),
         (("traces", "import", "t.jsonl", "--teacher", "x", "--set", "promt=q"), "did you mean 'prompt'"),
+        (("traces", "import", "t.jsonl", "--teacher", "x", "--form", "r1-mat"), "did you mean 'r1-math'"),
+        (("traces", "import", "t.jsonl", "--teacher", "x", "--form", "r1-math"), "t.jsonl:1: has no column 'problem'"),
         (("traces", "export", "out"), "exists already"),
         (("traces", "export", "new", "--selection", "selekt"), "no stage 'selekt'"),
         (("traces", "export", "new", "--where", "x ="), "--where x ="),

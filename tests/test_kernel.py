@@ -362,6 +362,10 @@ MISTAKES = {
         YAML.replace("letter: b", "leter: b, more: 1, again: 2"),
         "p.yaml:6: stages.b.leter: unknown key; did you mean 'letter'? (unknown here too: more, again)",
     ),
+    "unknown for a needed one": (
+        YAML.replace("{file: input.txt}", "{flie: input.txt}"),
+        "p.yaml:4: stages.text.flie: unknown key; did you mean 'file'?",
+    ),
     "type": (YAML.replace("letter: b", "letter: 5"), "p.yaml:6: stages.b.letter: should be text, found 5"),
     "no name": (YAML.replace("letters", "''", 1), "p.yaml:1: name: '' cannot be a directory name"),
     "name elsewhere": (YAML.replace("letters", "../x", 1), "p.yaml:1: name: '../x' cannot be a directory name"),
@@ -370,6 +374,10 @@ MISTAKES = {
     "directory": (YAML.replace("input.txt", "."), "p.yaml:4: stages.text.file: .: is not a file"),
     "stage name": ("stages:\n  1: {}\n", "p.yaml:2: stages.1: a stage name has only letters"),
     "no kind": (YAML.replace("kind: count, text: text}", "text: text}"), "set its `kind`"),
+    "no list": (
+        YAML.replace("[a, b]", "a"),
+        "p.yaml:7: stages.sum.counts: should be a list, found 'a'; write [a]",
+    ),
     "too few": (YAML.replace("[a, b]", "[]"), "p.yaml:7: stages.sum.counts: should hold at least 1, holds 0"),
     "file": (YAML.replace("input.txt", "inptu.txt"), "p.yaml:4: stages.text.file: inptu.txt: no such file"),
     "nothing feeds": (
@@ -391,10 +399,15 @@ MISTAKES = {
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("lr", "learning_rate"), ("num_train_epochs", "epochs"), ("device_train_batch_size", "batch_size")],
+    [
+        ("lr", "learning_rate"),
+        ("num_train_epochs", "epochs"),
+        ("device_train_batch_size", "batch_size"),
+        ("temp", "temperature"),
+    ],
 )
 def test_a_shorter_or_longer_form_of_a_name_is_suggested(name: str, meant: str) -> None:
-    valid = ["lora", "norm_learning_rate", "epochs", "size", "learning_rate", "batch_size"]
+    valid = ["lora", "norm_learning_rate", "epochs", "size", "learning_rate", "batch_size", "temperature"]
     assert nearest(name, valid) == f"; did you mean {meant!r}?"
 
 
@@ -413,6 +426,12 @@ def test_a_mistake_is_a_one_line_error_with_its_place(
     assert expected in message
     assert "\n" not in message
     assert caught.value.exit_code is Exit.INPUT
+
+
+def test_a_file_that_is_not_utf8_is_an_error_with_the_line(project: Path) -> None:
+    (project / "p.yaml").write_bytes(YAML.replace("letters", "letters  # für").encode("latin-1"))
+    with pytest.raises(InputError, match=r"p\.yaml:1: is not UTF-8 text; save it as UTF-8"):
+        config.load(project / "p.yaml", lookup)
 
 
 @pytest.mark.parametrize(

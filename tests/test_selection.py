@@ -184,6 +184,16 @@ def test_the_bins_count_everything_once(found: list[tuple[int, str, int]], known
     assert not one_each or "as hard as" in everything or "unknown" in everything
 
 
+def test_the_summary_counts_the_problems_of_unknown_difficulty() -> None:
+    """As of a file beside a generated family. That none of its traces was kept must not read as `no bias`."""
+    rows = rows_of([(3, "correct", 9), (3, "correct", 9), (8, "incorrect", 90), (9, "incorrect", 90)], True)
+    rows = [row | {"difficulty": None} if row["problem_key"] > "3" else row for row in rows]
+    says = difficulty.bias(rows, [True, True, False, False])["says"]
+    assert "as hard as" in says and says.endswith(
+        " This leaves out 2 of 3 problems, whose difficulty is unknown: 0 of their 2 traces are kept, of the others 2 of 2."
+    )
+
+
 def test_pass_rates_leave_out_unverifiable_samples() -> None:
     rows = rows_of([(1, "correct", 1), (1, "incorrect", 1), (1, "unverifiable", 1), (2, "unverifiable", 1)], False)
     assert difficulty.pass_rates(rows) == {"1": 0.5, "2": None}

@@ -55,6 +55,20 @@ def test_the_store_holds_the_set_of_appended_keys(batches: list[list[str]], tmp_
     assert keys_in(store) == sorted({key for batch in batches for key in batch})
 
 
+def test_a_store_that_the_disk_cannot_hold_is_made_once_there_is_room(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", rows("a"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(InputError, match=r"store\.duckdb: no space left on the disk, or in your quota; free some"):
+            store.ingest()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert store.ingest() == {"problems": 1}
+    assert keys_in(store) == ["a"]
+
+
 def test_the_next_run_finds_the_shards_of_an_interrupted_one(tmp_path: Path) -> None:
     Store(tmp_path).append("problems", rows("a"))
     (tmp_path / "shards/problems/.tmp-torn.parquet").write_bytes(b"PAR1 torn")

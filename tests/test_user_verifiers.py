@@ -123,7 +123,7 @@ def _version(code: str, here: Path) -> str:
 @pytest.mark.parametrize(
     ("code", "name", "message"),
     [
-        (None, "./gone.py:Near", r"gone\.py: No such file"),
+        (None, "./gone.py:Near", r"gone\.py: no such file"),
         (CODE, "./near.py:Nearr", "defines no 'Nearr'; did you mean 'Near'"),
         (CODE, "./near.py", "name the object in that file too"),
         (CODE.replace("problem, trace):", "problem, trace:"), "./near.py:Near", r"near\.py:16: "),

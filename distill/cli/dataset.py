@@ -81,8 +81,8 @@ def import_file(
     settings = _settings({where: str(file), **{k: v for k, v in asked.items() if v is not None}}, more)
     if why := import_traces.refuse(settings, {}):
         raise InputError(why)
-    listener = display.choose(as_json)
     stopper = Stopper(None)
+    listener = display.choose(as_json, stopper)
     with stopper.listening(), workspace_lock(space, wait=False, stopping=stopper, command=f"traces import {file}"):
         store = Store(space, lambda text: listener.note("store", text))
         store.mend()

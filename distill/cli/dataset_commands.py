@@ -40,6 +40,9 @@ def traces_import(
         ),
     ],
     teacher: Annotated[str, typer.Option(help="Who wrote the traces; recorded as the model imported:NAME.")],
+    form: Annotated[
+        str | None, typer.Option(help="A published format instead of columns: openr1-math... (`distill list forms`).")
+    ] = None,
     prompt: Annotated[str | None, typer.Option(help="The column of the question.")] = None,
     answer: Annotated[str | None, typer.Option(help="The column of the response, including think tags.")] = None,
     thinking: Annotated[str | None, typer.Option(help="The column of the thinking, if it is separate.")] = None,
@@ -64,9 +67,9 @@ def traces_import(
 ) -> None:
     """Import published traces into the store, as the import stage does. Importing them again adds nothing."""
     asked = {
-        "teacher": teacher, "prompt": prompt, "answer": answer, "thinking": thinking, "messages": messages,
-        "reference": reference, "reference_pattern": reference_pattern, "verifier": verifier, "licence": licence,
-        "source": source, "take": limit, "on_bad_row": on_bad_row,
+        "teacher": teacher, "form": form, "prompt": prompt, "answer": answer, "thinking": thinking,
+        "messages": messages, "reference": reference, "reference_pattern": reference_pattern, "verifier": verifier,
+        "licence": licence, "source": source, "take": limit, "on_bad_row": on_bad_row,
     }  # fmt: skip
     command("dataset", "import_file")(file, pipeline, workspace, asked, set_ or [], json_)
 

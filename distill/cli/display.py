@@ -21,6 +21,7 @@ from pipeline.events import Listener
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.plan import StagePlan
+    from pipeline.stopping import Stopper
 
 PLAIN_SECONDS = 5.0
 TOLD = 8
@@ -29,13 +30,13 @@ CHANGES = 3
 """The most reasons on one line; an edit may change thirty settings at once."""
 
 
-def choose(as_json: bool) -> Listener:
+def choose(as_json: bool, stopper: Stopper) -> Listener:
     if as_json:
         return JsonLines()
     if sys.stdout is not None and sys.stdout.isatty():
         from distill.cli.live import Live
 
-        return Live()
+        return Live(stopper)
     return PlainLines()
 
 
@@ -104,7 +105,7 @@ def number(value: Any) -> str:
 def phrase(figures: Mapping[str, Any]) -> str:
     """``kept 62, rejected duplicate 54, …``: the first few plain figures. `distill status --json` has all of them."""
     plain = list(_plain(figures))
-    shown = [f"{name.replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
+    shown = [f"{name.replace('pass_at_', 'pass@').replace('_', ' ')} {number(value)}" for name, value in plain[:TOLD]]
     return ", ".join([*shown, "…"] if len(plain) > TOLD else shown)
 
 
@@ -145,6 +146,10 @@ class PlainLines(Listener):
     def __init__(self) -> None:
         self._printed_at = 0.0
         self._rate = Rate()
+        self._width = 14
+
+    def begin(self, stages: Sequence[str]) -> None:
+        self._width = max(self._width, *map(len, stages))
 
     def cached(self, stage: str, manifest: Manifest) -> None:
         self._say(stage, "cached")
@@ -170,7 +175,7 @@ class PlainLines(Listener):
         self._say(stage, f"done in {duration(manifest.seconds)}: {phrase(manifest.figures)}".rstrip(": "))
 
     def _say(self, stage: str, text: str) -> None:
-        say(dated(f"{stage:<14} {text}"))
+        say(dated(f"{stage:<{self._width}} {text}"))
 
 
 class JsonLines(Listener):

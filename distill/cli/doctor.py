@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 def doctor(as_json: bool) -> None:
     findings = [finding for check in CHECKS for finding in check()]
     for finding in findings:
-        print(json.dumps(finding._asdict()) if as_json else f"{finding.state:<7} {finding.what:<20} {finding.detail}")
+        print(json.dumps(finding._asdict()) if as_json else f"{finding.state:<7} {finding.what:<21} {finding.detail}")
     broken = [finding.what for finding in findings if finding.state == "broken"]
     if broken:
         raise InputError(f"{len(broken)} check(s) failed: {', '.join(broken)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +43,7 @@ def list_names(kind: str | None, name: str | None, as_json: bool) -> None:
     for each in [kind] if kind else kinds:
         if not as_json and kind is None:
             print(f"\n{each}")
-        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, _cell_width())
+        show([{"kind": each, **row} if as_json else row for row in kinds[each]()], as_json, UNCUT)
 
 
 def _settings(stage: str, as_json: bool) -> None:
@@ -60,11 +59,6 @@ def _settings(stage: str, as_json: bool) -> None:
         if key.what:
             what = key.what.replace("``", "`").replace("*speed*", "(Changes no result.)")
             print(fill(what, wide, initial_indent="    ", subsequent_indent="    "))
-
-
-def _cell_width() -> int:
-    """The width of one cell: on a terminal the space beside the names, in a pipe unlimited."""
-    return max(40, get_terminal_size().columns - 30) if sys.stdout.isatty() else UNCUT
 
 
 def _stages() -> Rows:

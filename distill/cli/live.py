@@ -20,6 +20,7 @@ from pipeline.events import Listener
 if TYPE_CHECKING:
     from pipeline.manifest import Manifest
     from pipeline.plan import StagePlan
+    from pipeline.stopping import Stopper
 
 
 @dataclass
@@ -36,13 +37,16 @@ class _Row:
 
 WIDE = 100
 """The width of a terminal, in columns, from which the bars are long. In a narrower one the figures need the space."""
+STOPPING = "Ctrl-C again: at once"
+"""Shown from a request to stop until the run ends: what is being computed is finished first."""
 STYLES = {"waiting": "dim", "cached": "cyan", "running": "bold", "done": "green", "stopped": "yellow"}
 
 
 class Live(Listener):
     """One row per stage: state, bar, time, ETA, and the figures so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, stopper: Stopper) -> None:
+        self._stopper = stopper
         self._console = Console(file=cast(TextIO, Steady(sys.stdout)), highlight=False)
         self._rows: dict[str, _Row] = {}
         self._live = RichLive(console=self._console, refresh_per_second=4, get_renderable=self._table)
@@ -72,6 +76,7 @@ class Live(Listener):
 
     def note(self, stage: str, text: str) -> None:
         self._live.console.print(Text(f"{stage}: {text}", style="dim"))
+        self._live.refresh()
 
     def finish(self, stage: str, manifest: Manifest) -> None:
         row = self._rows[stage]
@@ -79,7 +84,8 @@ class Live(Listener):
 
     def _table(self) -> RenderableType:
         bar = 20 if self._console.width >= WIDE else 10
-        table = Table(box=None, pad_edge=False, expand=True)
+        # The terminal echoes Ctrl-C as ^C after the last row: where that broke the line, a row would stay behind.
+        table = Table(box=None, pad_edge=False, width=self._console.width - len("^C"))
         for name, options in (
             ("stage", {"no_wrap": True}), ("", {"no_wrap": True}), ("progress", {"width": bar + 2}),
             ("time", {"justify": "right", "no_wrap": True}), ("left", {"justify": "right", "no_wrap": True}),
@@ -88,13 +94,14 @@ class Live(Listener):
             table.add_column(name, **options, header_style="dim")
         for name, row in self._rows.items():
             running = row.state == "running"
+            stopping = running and self._stopper.reason is not None
             spent = time.monotonic() - row.began if running else row.seconds
             table.add_row(
                 Text(name, style=STYLES[row.state]),
-                Text(row.state, style=STYLES[row.state]),
+                Text("stopping" if stopping else row.state, style=STYLES[row.state]),
                 ProgressBar(total=row.total, completed=row.done, width=bar, pulse=row.total is None) if running else "",
                 duration(spent) if spent is not None else "",
                 duration(row.left) if row.left is not None else "",
-                Text(phrase(row.figures), style="dim" if not running else ""),
+                Text(STOPPING if stopping else phrase(row.figures), style="dim" if not running else ""),
             )
         return Group(table)

@@ -36,7 +36,7 @@ app = typer.Typer(
     help="Distil a reasoning teacher into a small student: generate, verify, select, train, refine, evaluate.",
     epilog="Example: distill run --pipeline configs/quickstart.yaml",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -187,7 +187,9 @@ def verify(
     ],
     answer_key: Annotated[
         str,
-        typer.Option(help="The column of the right answer, or several: '{test: tests, entry_point: name}'."),
+        typer.Option(
+            help="The column of the right answer, or several: '{prompt: prompt, entry_point: entry_point, test: test}'."
+        ),
     ] = "answer",
     response_key: Annotated[str, typer.Option(help="The column of the response, including think tags.")] = "response",
     answer_pattern: Annotated[
@@ -242,7 +244,7 @@ def main() -> None:
     limit_threads()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C, until a command handles both itself
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="distill", standalone_mode=False)  # also as `python -m distill`
     except PipelineError as error:
         _fail(str(error), error.exit_code)
     except Exception as error:

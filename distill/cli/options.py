@@ -19,7 +19,10 @@ WorkspaceOption = Annotated[
     Path | None, typer.Option("--workspace", "-w", help="Workspace directory; overrides the YAML.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a setting: stage.key=value. May be repeated.")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Maximum number of problems per source and split.")]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", min=1, help="Maximum number of problems per source and split. `steps` stay as set."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 StageNames = Annotated[
     list[str] | None, typer.Argument(help="Stages to bring up to date, with all that they need. Default: all.")

@@ -84,7 +84,8 @@ def _counted(forecast: Forecast) -> list[str]:
     left = forecast.total - forecast.done
     least = forecast.figures.get("least_calls", left)
     some = f"{left:,}" if least == left else f"{least:,} to {left:,}"
-    return [f"{some} {forecast.unit}" if not forecast.done else f"{some} of {forecast.total:,} {forecast.unit} left"]
+    unit = forecast.unit.removesuffix("s") if forecast.total == 1 else forecast.unit
+    return [f"{some} {unit}" if not forecast.done else f"{some} of {forecast.total:,} {unit} left"]
 
 
 def _forecast_text(known: Mapping[str, str], usual: str, most: str, words: str) -> str:

@@ -57,7 +57,7 @@ def _run(
         plan(stages, pipeline, workspace, overrides, limit, as_json, force)
         return
     space = workspace_of(spec)
-    listener = display.choose(as_json)
+    listener = display.choose(as_json, stopper)
     waiting = partial(listener.note, "waiting")
     command = shlex.join(["distill", *sys.argv[1:]])
     with (
@@ -105,14 +105,16 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool
     ]
     display.say("")
     display.say(render(stages))
-    for manifest, _ in done:
-        if "subjects" in manifest.figures:
-            display.say("")
-            display.say(render(_scores(manifest.figures["subjects"])))
-            display.say(f"protocol {manifest.figures['protocol']}: compare scores only within the same protocol")
+    scored = [manifest for manifest, _ in done if "subjects" in manifest.figures]
+    for manifest in scored:
+        display.say("")
+        display.say(render(_scores(manifest.figures["subjects"])))
+        of = f" of {manifest.stage}" if len(scored) > 1 else ""
+        display.say(f"protocol {manifest.figures['protocol']}{of}: compare scores only within the same protocol")
     spent = sum(manifest.seconds for manifest, _ in done)
     now, all_told = display.duration(seconds), display.duration(spent)
-    ended = f"{len(done)} stages up to date in {spec.workspace} ({now} now, {all_told} in all)"
+    noun = "stage" if len(done) == 1 else "stages"
+    ended = f"{len(done)} {noun} up to date in {spec.workspace} ({now} now, {all_told} in all)"
     display.say("")
     display.say(dated(ended) if log else ended)
     if any(manifest.identity.kind == "report" for manifest, _ in done):

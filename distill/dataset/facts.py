@@ -33,7 +33,7 @@ def gather(connection: duckdb.DuckDBPyConnection, choice: Choice, workspace: Pat
         "conditions": choice.words(),
         "totals": _rows(connection, TOTALS)[0],
         "problems": _rows(connection, PROBLEMS),
-        "teachers": [row | {"name": _named(row["model"], chain)} for row in _rows(connection, TEACHERS)],
+        "teachers": _rows(connection, TEACHERS),
         "sampling": _rows(connection, SAMPLING),
         "systems": _rows(connection, SYSTEMS),
         "example": _example(connection),
@@ -64,10 +64,13 @@ PROBLEMS = """
     FROM chosen c LEFT JOIN problems p USING (problem_key) GROUP BY ALL ORDER BY ALL
 """
 TEACHERS = """
-    SELECT model, engine, count(*) AS traces, sum(thinking_tokens + answer_tokens)::BIGINT AS tokens,
-        count(*) FILTER (finish = 'length') AS truncated
-    FROM chosen GROUP BY ALL ORDER BY traces DESC, model
+    SELECT c.model, c.engine, count(*) AS traces, sum(c.thinking_tokens + c.answer_tokens)::BIGINT AS tokens,
+        count(*) FILTER (c.finish = 'length') AS truncated, any_value(m.name) AS name
+    FROM chosen c LEFT JOIN (
+        SELECT model, string_agg(name, ', ' ORDER BY name) AS name FROM models GROUP BY model) m USING (model)
+    GROUP BY c.model, c.engine ORDER BY traces DESC, c.model
 """
+"""The models that sampled, each with the names that pipelines give it."""
 SAMPLING = """
     SELECT t.temperature, t.top_p, t.top_k, t.max_tokens, count(DISTINCT t.seed) AS seeds, min(t.seed) AS seed_from,
         max(t.seed) AS seed_to, max(t.sample_index) + 1 AS samples, count(*) AS traces
@@ -176,13 +179,6 @@ def _cost(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
 
 def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
     return {row["table_name"] for row in _rows(connection, "SELECT table_name FROM duckdb_tables()")}
-
-
-def _named(model: str, chain: list[Manifest]) -> str | None:
-    """The pipeline's name for a model whose identity is a hash: the teacher of the generate stages, if they have just
-    one."""
-    teachers = {m.identity.settings.get("teacher") for m in chain if m.identity.kind == "generate"}
-    return next(iter(teachers)) if len(teachers) == 1 and not model.startswith("imported:") else None
 
 
 def _name(chain: list[Manifest], workspace: Path) -> str:

@@ -99,7 +99,7 @@ class ImportSettings(Settings):
         if self.generations is not None and (self.thinking or self.answer):
             raise ValueError("takes either generations, which hold thinking and answer, or thinking and answer")
         if self.messages is None and (self.prompt is None or (self.answer or self.generations) is None):
-            raise ValueError("needs the columns prompt and answer, prompt and generations, or messages")
+            raise ValueError("needs the columns prompt and answer, prompt and generations, or messages, or a form")
         if self.flags is not None and self.generations is None:
             raise ValueError("flags needs generations, which is not set")
         if self.tags is not None and len(self.tags) not in (2, 4):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from distill.store import filed, opening, schema, shards
 from distill.store.opening import Busy, Damaged, NoMemory, first_line
 from pipeline.errors import InputError, PipelineError
-from pipeline.files import TEMPORARY, disk_errors, make_directory
+from pipeline.files import TEMPORARY, disk_errors, disk_is_full, make_directory
 from pipeline.lock import workspace_lock
 from pipeline.scratch import scratch
 
@@ -220,6 +220,9 @@ class Store:
                     self._replay(connection, table)
                 connection.execute("CHECKPOINT")
         except duckdb.Error as error:
+            if disk_is_full(error):
+                what = "no space left on the disk, or in your quota; free some and run the same command again"
+                raise InputError(f"{self.path}: {what}") from None
             wrong = InputError if opening.DISK.search(str(error)) else PipelineError
             raise wrong(f"{self.path}: cannot be made: {first_line(error)}") from None
         os.replace(temporary, self.path)

@@ -8,8 +8,9 @@ between the two logs at most one step twice, with the same numbers; TensorBoard 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -101,16 +102,24 @@ class _Run:
         self._run = run
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
+        with _prints_aside():
+            self._run.log(dict(values), step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        with _prints_aside():
+            self._run.finish()
+
+
+def _prints_aside() -> redirect_stdout[Any]:
+    """What a library prints goes to stderr: on stdout are the run's own lines, with `--json` for a program to read."""
+    return redirect_stdout(sys.stderr)
 
 
 def _trackio(directory: Path, stage: str, run: str, last: int) -> Log:
     import trackio
 
-    trackio.init(project="distill", name=f"{stage}-{run[:12]}", resume="allow")
+    with _prints_aside():
+        trackio.init(project="distill", name=f"{stage}-{run[:12]}", resume="allow")
     return _Run(trackio)
 
 
