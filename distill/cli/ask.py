@@ -108,6 +108,8 @@ def ask(
     if strategy:
         _check(strategy, sampling, options)
     aside = Aside(sys.stderr)
+    if options.kind == "transformers" and sys.stderr.isatty():  # vllm says so itself
+        aside.show(f"loading {model.source}")
     with closing(engines.open_engine(options, model, aside.show)) as engine:
         if strategy:
             _print_result(
