@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 from test_opd import opd  # noqa: E402
 from test_ranks import rank_1  # noqa: E402
 from test_rl import grpo, policy, student  # noqa: E402
-from tiny import chat_tokenizer, tiny, weights  # noqa: E402
+from tiny import chat_tokenizer, memory_for_samples, tiny, weights  # noqa: E402
 
 from distill.engines.base import PromptTooLong  # noqa: E402
 from distill.engines.transformers import TransformersEngine  # noqa: E402
@@ -90,10 +90,14 @@ def requests(*prompts: str, tokens: int = 4) -> list[Request]:
 
 
 def test_every_rank_stops_when_the_run_is_asked_to(tmp_path: Path) -> None:
-    with two_ranks(tmp_path) as (sampler, _):
+    with two_ranks(tmp_path) as (sampler, learner):
         long = requests("a", "b", tokens=100_000)
         assert list(sampler.generate(long, lambda: True)) == []
         assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+        one, other = learner.everywhere(memory_for_samples, [()] * 2)
+        assert (
+            other < 0.75 * one
+        )  # both take a part of what is free of the same machine: half of it, and half of a half
 
 
 def test_an_error_of_another_rank_is_the_runs(tmp_path: Path) -> None:

@@ -70,7 +70,9 @@ class StudentSampler:
 
 def _open(learner: Learner, tokenizer: Any, identity: str) -> None:
     if ENGINE not in learner.beside:  # above rank 0
-        learner.beside[ENGINE] = open_engine(learner.model, tokenizer, identity, workers=1)
+        assert learner.ranks
+        sharers = learner.ranks.size if learner.device.type == "cpu" else 1
+        learner.beside[ENGINE] = open_engine(learner.model, tokenizer, identity, workers=1, sharers=sharers)
 
 
 def _refresh(learner: Learner) -> None:
