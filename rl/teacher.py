@@ -9,9 +9,10 @@ the same values (with vLLM up to rounding, because its batches change the order 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 from distill.training.batching import Example, from_tokens
 from distill.training.forward import check_packing
@@ -46,15 +47,17 @@ class TransformersTeacher:
     network: Any
     temperature: float = 1.0
     micro_batch_tokens: int = 4096
-    _learner: Learner | None = None
 
     def __post_init__(self) -> None:
+        self._learner: Callable[[], Learner | None] = lambda: None
         fixed(self.network)
 
     def attach(self, learner: Learner) -> None:
-        """Score on every rank of ``learner``, each of which gets a copy, as long as its training lasts."""
-        if learner.ranks:
-            self._learner = learner
+        """Score on every rank of ``learner``, each of which gets a copy, as long as its training lasts. A teacher that
+        was put on another device than rank 0 trains on scores there alone."""
+        self._learner = lambda: None
+        if learner.ranks and self.network.device == learner.device:
+            self._learner = ref(learner)
             learner.everywhere(_take, [(self.network if rank == 0 else None,) for rank in range(learner.ranks.size)])
 
     def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
@@ -63,11 +66,11 @@ class TransformersTeacher:
         return [next(logprobs) if c.token_ids else [] for c in completions]
 
     def _logprobs(self, rows: Sequence[Example]) -> list[list[float]]:
-        if self._learner is None or (ranks := self._learner.ranks) is None:
+        if not (learner := self._learner()) or not (ranks := learner.ranks):
             return likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature)
         shares = [rows[rank :: ranks.size] for rank in range(ranks.size)]
         limits = self.micro_batch_tokens, self.temperature
-        found = self._learner.everywhere(_score, [(share, *limits) for share in shares])
+        found = learner.everywhere(_score, [(share, *limits) for share in shares])
         return [found[row % ranks.size][row // ranks.size] for row in range(len(rows))]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from chat_server import serving, status
 
 pytest.importorskip("torch")
 
@@ -144,18 +145,34 @@ def test_a_round_without_any_verdict_does_not_lose_earlier_labels(whole: Any, tm
     assert len(set((tmp_path / "workers").read_text().split())) > 1
 
 
-def test_a_step_behind_which_no_room_is_left_has_no_label(whole: Any, tmp_path: Path) -> None:
-    """Nothing can be sampled behind it, so that nothing is known of it: it is not wrong."""
+def labels_of_rollouts(whole: Any, directory: Path, **changes: Any) -> list[bool | None]:
+    """The labels of all steps but the last ones, whose prefix is a whole trace."""
     where, made = whole
-    shutil.copytree(where / "w", tmp_path / "w", symlinks=True)
+    shutil.copytree(where / "w", directory / "w", symlinks=True)
     context = StageContext(
-        "prm", "prm", "f", tmp_path / "w", {"verify": made["verify"].manifest}, tmp_path / "a", tmp_path / "b",
+        "prm", "prm", "f", directory / "w", {"verify": made["verify"].manifest}, directory / "a", directory / "b",
         FileHashes(),
     )  # fmt: skip
     (rollouts,) = (source for source in STAGES["prm"]["labels"] if "rollouts" in source)
-    source = RolloutLabels(**rollouts | {"search": "every", "sampling": {**HOT, "max_tokens": 16}})
-    labels = [label for one in gather(context, source, splitter("line"), 0) for label in one.labels[:-1]]
+    source = RolloutLabels(**rollouts | {"search": "every"} | changes)
+    return [label for one in gather(context, source, splitter("line"), 0) for label in one.labels[:-1]]
+
+
+def test_a_step_behind_which_no_room_is_left_has_no_label(whole: Any, tmp_path: Path) -> None:
+    """Nothing can be sampled behind it, so that nothing is known of it: it is not wrong."""
+    labels = labels_of_rollouts(whole, tmp_path, sampling={**HOT, "max_tokens": 16})
     assert None in labels and set(labels) - {None}
+
+
+def test_nor_has_one_behind_which_an_endpoint_has_no_room(
+    whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEST_KEY", "sk-test-0123456789abcdef")
+    with serving() as server:
+        server.otherwise = status(400, "This model's maximum context length is 8 tokens.")
+        engine = {"kind": "openai", "base_url": server.url, "key_from": "TEST_KEY", "dialect": "vllm"}
+        labels = labels_of_rollouts(whole, tmp_path, policy="tiny", engine=engine, most=1, samples=1)
+    assert labels and set(labels) == {None}
 
 
 def test_groups_of_a_grpo_run_are_labelled_only_by_the_run_s_own_verifier(whole: Any, tmp_path: Path) -> None:

@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import math
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from test_opd import opd  # noqa: E402
+from test_ranks import rank_1  # noqa: E402
 from test_rl import grpo, policy, student  # noqa: E402
-from tiny import chat_tokenizer, weights  # noqa: E402
+from tiny import chat_tokenizer, memory_for_samples, tiny, weights  # noqa: E402
 
 from distill.engines.base import PromptTooLong  # noqa: E402
 from distill.engines.transformers import TransformersEngine  # noqa: E402
-from distill.training.learner import LearnerSettings  # noqa: E402
+from distill.training.learner import Learner, LearnerSettings  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
 from distill.training.session import learning  # noqa: E402
-from distill.types import Request, Sampling  # noqa: E402
+from distill.types import Completion, Finish, Request, Sampling, ThinkingBudget  # noqa: E402
+from pipeline.errors import PipelineError  # noqa: E402
+from rl.teacher import TEACHER, TransformersTeacher  # noqa: E402
 
 
 class Counted(StudentSampler):
     """Counts the requests that rank 0 completes itself."""
+
+    training: ref[Learner]
 
     def __init__(self, engine: Any) -> None:
         super().__init__(engine)
@@ -38,6 +50,10 @@ class Counted(StudentSampler):
             return generate(share, stopping)
 
         engine.generate = counted
+
+    def attach(self, learner: Learner) -> None:
+        super().attach(learner)
+        self.training = ref(learner)
 
 
 def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
@@ -52,16 +68,18 @@ def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
     assert shared[: len(sampled)] == sampled
     assert max(m.logprob_gap for m in metrics) < 1e-4
     assert sampler.own == len(rollouts) // 2
+    assert sampler.training() is None  # nor are the optimizer's moments kept, and one process can still sample
+    assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
 
 
 @contextmanager
-def two_ranks(directory: Path) -> Iterator[StudentSampler]:
+def two_ranks(directory: Path) -> Iterator[tuple[StudentSampler, Learner]]:
     made = student()
     sampler = StudentSampler(policy(made))
     with learning(made, LearnerSettings(OptimizerSettings(1e-3), devices=2), 1, directory, "") as learner:
         sampler.attach(learner)
         sampler.refresh()
-        yield sampler
+        yield sampler, learner
 
 
 def requests(*prompts: str, tokens: int = 4) -> list[Request]:
@@ -71,13 +89,50 @@ def requests(*prompts: str, tokens: int = 4) -> list[Request]:
 
 
 def test_a_stop_and_an_error_reach_every_rank(tmp_path: Path) -> None:
-    with two_ranks(tmp_path) as sampler:
+    """An error of any ends the sampling of all: what rank 0 is to sample beside it would take hours."""
+    teacher, apart = TransformersTeacher(tiny()), TransformersTeacher(tiny())
+    with torch.no_grad():
+        teacher.network.get_input_embeddings().weight[5] = math.nan
+    whole, broken = (Completion("k", "", prompt, "", (2,), (0.0,), Finish.STOP) for prompt in ((1,), (5,)))
+    with two_ranks(tmp_path) as (sampler, learner):
         long = requests("a", "b", tokens=100_000)
         assert list(sampler.generate(long, lambda: True)) == []
+        assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+        one, other = learner.everywhere(memory_for_samples, [()] * 2)
+        assert other < 0.75 * one  # both take a part of one machine's free memory: half of it, and half of a half
+        too_long = replace(requests("b" * 100_000)[0], key="1")
         with pytest.raises(PromptTooLong) as raised:
-            list(sampler.generate(requests("a", "b" * 100_000), lambda: False))
+            list(sampler.generate([endless("a"), too_long], lambda: False))
         assert raised.value.key == "1"
         assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+        teacher.attach(learner)
+        with pytest.raises(PipelineError, match="its weights are broken"):
+            teacher([whole, broken])
+        assert len(teacher([whole, whole])) == 2
+        apart.network.to("meta")
+        apart.attach(learner)  # stays on the device that it was put on
+        assert learner.beside[TEACHER] is teacher.network
+
+
+def endless(prompt: str) -> Request:
+    """A request whose response is continued whenever it could end, for more tokens than any test waits for."""
+    most = 10_000_000
+    budget = ThinkingBudget(least=most, extension="a", extensions=most)
+    return replace(requests(prompt, tokens=most)[0], budget=budget)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+def test_a_rank_lost_while_others_sample_ends_a_run_that_is_to_stop(tmp_path: Path) -> None:
+    """So it is under torchrun, which tells the other ranks to stop and kills them half a minute later."""
+    looks = count()
+
+    def stopping() -> bool:
+        if next(looks) == 2:
+            os.kill(rank_1(), signal.SIGKILL)
+        return next(looks) > 2
+
+    with pytest.raises(PipelineError, match="run the same command again"), two_ranks(tmp_path) as (sampler, _):
+        list(sampler.generate(requests("a", "b", tokens=100_000), stopping))
 
 
 def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: Path) -> None:

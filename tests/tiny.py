@@ -85,3 +85,11 @@ def reward_model(directory: Path, tokenizer: Any, rule: str, network: Any = None
     own.weight.data.normal_(std=0.1)
     files.write(directory, own, about)
     return str(directory)
+
+
+def memory_for_samples(learner: Any) -> float:
+    """Bytes that keys and values may take where `distill.training.sampler` samples on this rank."""
+    from distill.engines.decode import bytes_per_position
+
+    decoder = learner.beside["engine"]._decoder
+    return float(decoder._memory * bytes_per_position(decoder.model))

@@ -50,13 +50,13 @@ class TransformersEngine:
     """Samples from a causal LM and its tokenizer; see `distill.engines.base.Engine`.
 
     ``model`` may be a peft model. ``workers`` above 1 are forked processes of one thread each (CPU only);
-    the results are the same.
+    the results are the same. As many as ``sharers`` engines, in as many processes, share the device's free memory.
     """
 
     name = "transformers"
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, model_identity: str, slots: int = SLOTS, workers: int = 1
+        self, model: Any, tokenizer: Any, *, model_identity: str, slots: int = SLOTS, workers: int = 1, sharers: int = 1
     ) -> None:
         self.model, self.tokenizer, self.workers = model_identity, tokenizer, workers
         self._copy = InferenceCopy(model)
@@ -66,7 +66,8 @@ class TransformersEngine:
         self._stop_ids = stop_ids(config and config.eos_token_id, tokenizer)
         self._pieces = lru_cache(1024)(lambda text: tuple(tokenizer.encode(text, add_special_tokens=False)))
         decoder = partial(
-            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots, memory=memory_for(model) / workers,
+            Decoder, self._copy.model, stop_ids=self._stop_ids, slots=slots,
+            memory=memory_for(model) / workers / sharers,
             text_of=lru_cache(None)(lambda token: tokenizer.decode([token], clean_up_tokenization_spaces=False)),
         )  # fmt: skip
         self._decoder: Decoder | WorkerPool = decoder() if workers == 1 else WorkerPool(decoder, workers, slots)

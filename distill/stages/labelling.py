@@ -66,9 +66,9 @@ def _require_any(context: Context, stage: str, found: list[Labelled]) -> list[La
 
 COMPLETED = (
     "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key) JOIN traces USING (trace_key) "
-    "WHERE coalesce(len(forced), 0) < thinking_tokens + answer_tokens"
+    "WHERE cut IS NULL OR cut IS DISTINCT FROM prefix"
 )
-"""The outcomes of the wanted verdicts on traces of which at least one token was sampled."""
+"""The outcomes of the wanted verdicts on traces that go beyond their prefix, or end with it."""
 TEXT = "t.trace_key, t.prompt AS asked, t.thinking, t.answer, t.closed, t.cut"
 
 

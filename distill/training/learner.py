@@ -25,7 +25,7 @@ from distill.training.optimizer import Optimizer, OptimizerSettings
 from distill.training.passes import Objective, Row, RowScores, Task, accumulate
 from distill.training.ranks import Parallel, Ranks, shard_like, unsharded
 from distill.training.replicas import Replica, share
-from pipeline.errors import Stopped
+from pipeline.errors import PipelineError, Stopped
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,7 @@ class Learner:
         self._replicas.clear()
         if self.ranks:
             self.ranks.dismiss()
+        self.ranks, self.beside = None, {}
 
     def micro_batches(self, examples: Sequence[Example]) -> list[list[int]]:
         """The micro-batches (indices) that these rows are trained in, shared among the workers."""
@@ -178,12 +179,20 @@ class Learner:
             self._everywhere("_gather")
 
     def everywhere(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a function of a module on every rank with its learner and its own arguments; the results by rank."""
+        """Call a function of a module on every rank with its learner and its own arguments; the results by rank. Raises
+        the `PipelineError` of any rank, and the ranks can still be called."""
         assert self.ranks
-        return self.ranks.call(self, "_run", [(function, *own) for own in arguments])
+        found = self.ranks.call(self, "_run", [(function, *own) for own in arguments])
+        for error in found:
+            if isinstance(error, PipelineError):
+                raise error
+        return found
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(self, *arguments)
+        try:
+            return function(self, *arguments)
+        except PipelineError as error:
+            return error
 
     def _everywhere(self, name: str, *arguments: Any) -> Any:
         """Call a method of this learner on every rank; returns this rank's result."""

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, count
 from typing import Any
+from weakref import ref
 
 from distill.engines.transformers import TransformersEngine
 from distill.training.learner import Learner
 from distill.training.trials import open_engine
 from distill.types import Completion, Request
-from pipeline.errors import PipelineError
 
 ENGINE = "engine"
 CALLS = count(1)
@@ -35,43 +35,34 @@ class StudentSampler:
 
     def __init__(self, engine: TransformersEngine) -> None:
         self._engine = engine
-        self._learner: Learner | None = None
+        self._learner: Callable[[], Learner | None] = lambda: None
 
     def attach(self, learner: Learner) -> None:
         """Sample on the ranks of ``learner``, too, as long as its training lasts."""
-        if self._learner is learner or learner.ranks is None or learner.sharded or self._engine.workers > 1:
+        if self._learner() is learner:
             return
-        self._learner, learner.beside[ENGINE] = learner, self._engine
-        learner.everywhere(_open, [(self._engine.tokenizer, self._engine.model)] * learner.ranks.size)
+        self._learner = lambda: None
+        if learner.ranks and not learner.sharded and self._engine.workers == 1:
+            self._learner, learner.beside[ENGINE] = ref(learner), self._engine
+            learner.everywhere(_open, [(self._engine.tokenizer, self._engine.model)] * learner.ranks.size)
 
     def refresh(self) -> None:
         """Sample with the current weights from now on."""
-        if self._learner is None or self._learner.ranks is None:
-            self._engine.refresh()
+        if (learner := self._learner()) and learner.ranks:
+            learner.everywhere(_refresh, [()] * learner.ranks.size)
         else:
-            self._learner.everywhere(_refresh, [()] * self._learner.ranks.size)
+            self._engine.refresh()
 
     def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
         """See `distill.engines.base.Engine`. With several ranks, all completions come at the end."""
-        if self._learner is None or (ranks := self._learner.ranks) is None:
+        if not (learner := self._learner()) or not (ranks := learner.ranks):
             yield from self._engine.generate(requests, stopping)
             return
         asked, key = list(requests), f"sampling/{next(CALLS)}"
         most = -(-len(asked) // ranks.size)  # neighbours share a prompt, which is then read once
         shares = [asked[i * most : (i + 1) * most] for i in range(ranks.size)]
-
-        def stop_all() -> bool:
-            if asked_to := stopping():
-                ranks.store.set(f"{key}/stop", b"1")
-            return asked_to
-
-        found = self._learner.everywhere(
-            _complete, [(share, key, None if rank else stop_all) for rank, share in enumerate(shares)]
-        )
-        for made in found:
-            if isinstance(made, PipelineError):
-                raise made
-        yield from chain.from_iterable(found)
+        arguments = [(share, key, None if rank else stopping) for rank, share in enumerate(shares)]
+        yield from chain.from_iterable(learner.everywhere(_complete, arguments))
 
     def close(self) -> None:
         self._engine.close()
@@ -79,7 +70,9 @@ class StudentSampler:
 
 def _open(learner: Learner, tokenizer: Any, identity: str) -> None:
     if ENGINE not in learner.beside:  # above rank 0
-        learner.beside[ENGINE] = open_engine(learner.model, tokenizer, identity, workers=1)
+        assert learner.ranks
+        sharers = learner.ranks.size if learner.device.type == "cpu" else 1
+        learner.beside[ENGINE] = open_engine(learner.model, tokenizer, identity, workers=1, sharers=sharers)
 
 
 def _refresh(learner: Learner) -> None:
@@ -87,19 +80,24 @@ def _refresh(learner: Learner) -> None:
 
 
 def _complete(
-    learner: Learner, share: Sequence[Request], key: str, stop_all: Callable[[], bool] | None
-) -> list[Completion] | PipelineError:
-    """This rank's completions, fewer if the run is to stop. On rank 0, which has ``stop_all``, when all ranks ended."""
+    learner: Learner, share: Sequence[Request], key: str, stopping: Callable[[], bool] | None
+) -> list[Completion]:
+    """This rank's completions, fewer if the run is to stop. Rank 0, which has ``stopping``, waits for the others. Once
+    they are to stop, it does so in the call's own way, where it notices if one of them is gone."""
     assert learner.ranks
-    store = learner.ranks.store
-    found: list[Completion] | PipelineError
+    store, stop, ended = learner.ranks.store, f"{key}/stop", f"{key}/ended"
+
+    def stops() -> bool:
+        if stopping and stopping():
+            store.set(stop, b"1")
+        return bool(store.check([stop]))
+
     try:
-        found = list(learner.beside[ENGINE].generate(share, stop_all or (lambda: store.check([f"{key}/stop"]))))
-    except PipelineError as error:
-        found = error  # for rank 0 to raise
-        store.set(f"{key}/stop", b"1")
-    store.add(f"{key}/ended", 1)
-    while stop_all and store.add(f"{key}/ended", 0) < learner.ranks.size:
-        stop_all()
+        found = list(learner.beside[ENGINE].generate(share, stops))
+    except BaseException:
+        store.set(stop, b"1")
+        raise
+    store.add(ended, 1)
+    while stopping and not stops() and store.add(ended, 0) < learner.ranks.size:
         time.sleep(POLL)
     return found

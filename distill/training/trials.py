@@ -26,10 +26,13 @@ if TYPE_CHECKING:
     from distill.training.sampler import StudentSampler
 
 
-def open_engine(model: Any, tokenizer: Any, identity: str = "student", workers: int = 0) -> TransformersEngine:
+def open_engine(
+    model: Any, tokenizer: Any, identity: str = "student", workers: int = 0, sharers: int = 1
+) -> TransformersEngine:
     """An engine that samples from ``model``, a student under training, as it was at the last `refresh`. ``workers`` 0
     chooses the number of processes."""
-    return TransformersEngine(model, tokenizer, model_identity=identity, workers=workers_for(model, workers))
+    processes = workers_for(model, workers)
+    return TransformersEngine(model, tokenizer, model_identity=identity, workers=processes, sharers=sharers)
 
 
 def requests(problems: Mapping[str, Problem], ask: Ask, sampling: Sampling) -> list[Request]:
