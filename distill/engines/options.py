@@ -46,8 +46,8 @@ class VllmOptions(Settings):
     by default both share the first ones."""
     gpu_memory_utilization: Annotated[float, Operational(), Field(gt=0, le=1)] = 0.9
     """Share of the GPU's memory that vLLM may use. Beside a training run, or the scorers of a search, the default is
-    lowered to what these leave free; a policy, a teacher and the judges of grpo, ppo and opd share that, each getting its
-    weights and an equal part of the rest. Without a GPU, the default is a quarter of the free memory for keys and
+    lowered to what these leave free; a policy, a teacher and the judges of grpo, ppo and opd share that, each getting
+    its weights and an equal part of the rest. Without a GPU, the default is a quarter of the free memory for keys and
     values."""
     prefix_caching: Annotated[bool, Operational()] = True
     speculative: Annotated[dict[str, Any] | None, AfterValidator(vllm_arguments.checked_speculation)] = None
