@@ -222,6 +222,25 @@ def tree(process: int) -> list[int]:
     return [process, *(inner for child in children for inner in tree(int(child)))]
 
 
+def descendants(verifier: subprocess.Popen[bytes], least: int) -> list[int]:
+    """Descriptors of a process's descendants, as soon as there are so many."""
+    descriptors: list[int] = []
+    while len(descriptors) < least:
+        assert verifier.poll() is None
+        for descriptor in descriptors:
+            os.close(descriptor)
+        descriptors = []
+        with suppress(FileNotFoundError, ProcessLookupError):
+            descriptors += [os.pidfd_open(process) for process in tree(verifier.pid)[1:]]
+    return descriptors
+
+
+def all_end(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        assert select.select([descriptor], [], [], 30.0)[0]
+        os.close(descriptor)
+
+
 def test_a_sandbox_dies_with_a_killed_verifier(backend: str) -> None:
     code = (
         f"from distill.verifiers import sandbox; sandbox.choose({backend!r}); print('up', flush=True)\n"
@@ -230,20 +249,11 @@ def test_a_sandbox_dies_with_a_killed_verifier(backend: str) -> None:
     )
     verifier = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
     assert verifier.stdout and verifier.stdout.readline() == b"up\n"
-    descriptors: list[int] = []
     # server, process 1, candidate; for bubblewrap its launcher and bwrap itself, too
-    while len(descriptors) < {"namespaces": 3, "bubblewrap": 5}[backend]:
-        assert verifier.poll() is None
-        for descriptor in descriptors:
-            os.close(descriptor)
-        descriptors = []
-        with suppress(FileNotFoundError, ProcessLookupError):
-            descriptors += [os.pidfd_open(process) for process in tree(verifier.pid)[1:]]
+    descriptors = descendants(verifier, {"namespaces": 3, "bubblewrap": 5}[backend])
     verifier.kill()
     verifier.communicate()
-    for descriptor in descriptors:
-        assert select.select([descriptor], [], [], 30.0)[0]
-        os.close(descriptor)
+    all_end(descriptors)
 
 
 @pytest.fixture
@@ -269,18 +279,9 @@ def test_what_bwrap_leaves_behind_ends_with_a_killed_server(shared_directory: Pa
     verifier = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | path, stderr=subprocess.DEVNULL
     )
-    descriptors: list[int] = []
-    while len(descriptors) < 4:  # server, launcher, and two for bwrap
-        assert verifier.poll() is None
-        for descriptor in descriptors:
-            os.close(descriptor)
-        descriptors = []
-        with suppress(FileNotFoundError, ProcessLookupError):
-            descriptors += [os.pidfd_open(process) for process in tree(verifier.pid)[1:]]
+    descriptors = descendants(verifier, 4)  # server, launcher, and two for bwrap
     signal.pidfd_send_signal(descriptors[0], signal.SIGKILL)
-    for descriptor in descriptors:
-        assert select.select([descriptor], [], [], 30.0)[0]
-        os.close(descriptor)
+    all_end(descriptors)
     assert verifier.wait() == 1  # the box was lost
 
 
