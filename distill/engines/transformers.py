@@ -119,8 +119,8 @@ class TransformersEngine:
             self._decoder.clear()
 
     def _text(self, ids: Sequence[int]) -> str:
-        said: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return said
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt as the model sees it, up to where the assistant's turn begins."""
@@ -173,8 +173,8 @@ class TransformersEngine:
             ids, logprobs = sample.token_ids[:given], sample.logprobs[:given]
             forced = tuple(index for index in sample.forced if index < given)
             sample = replace(sample, token_ids=ids, logprobs=logprobs, stopped=False, stepped=False, forced=forced)
-        said = sample.token_ids[:-1] if sample.stopped else sample.token_ids
-        text = request.prefix if full else self._text(said)
+        shown = sample.token_ids[:-1] if sample.stopped else sample.token_ids
+        text = request.prefix if full else self._text(shown)
         finish = Finish.STOP if text.strip() else Finish.EMPTY
         if not sample.stopped:
             room = len(sample.token_ids) < job.sampling.max_tokens
