@@ -114,11 +114,22 @@ def test_a_stop_and_an_error_reach_every_rank(tmp_path: Path) -> None:
         assert learner.beside[TEACHER] is teacher.network
 
 
-def endless(prompt: str) -> Request:
+def test_completions_of_every_rank_come_as_they_are_made(tmp_path: Path) -> None:
+    """A run that is killed while it samples then keeps them, and they are judged meanwhile."""
+    with two_ranks(tmp_path) as (sampler, _):
+        one, two, three = requests("a", "b", "c")
+        asked = [one, two, three, endless("d", "3")]  # rank 1 has the last two
+        arriving = sampler.generate(asked, lambda: False)
+        assert {next(arriving).key for _ in range(3)} == {"0", "1", "2"}
+        arriving.close()  # given up: the others end, too
+        assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+
+
+def endless(prompt: str, key: str = "0") -> Request:
     """A request whose response is continued whenever it could end, for more tokens than any test waits for."""
     most = 10_000_000
     budget = ThinkingBudget(least=most, extension="a", extensions=most)
-    return replace(requests(prompt, tokens=most)[0], budget=budget)
+    return replace(requests(prompt, tokens=most)[0], key=key, budget=budget)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")

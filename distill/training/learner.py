@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
@@ -182,11 +183,22 @@ class Learner:
         """Call a function of a module on every rank with its learner and its own arguments; the results by rank. Raises
         the `PipelineError` of any rank, and the ranks can still be called."""
         assert self.ranks
-        found = self.ranks.call(self, "_run", [(function, *own) for own in arguments])
-        for error in found:
-            if isinstance(error, PipelineError):
-                raise error
-        return found
+        return _checked(self.ranks.call(self, "_run", [(function, *own) for own in arguments]))
+
+    @contextmanager
+    def elsewhere(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[None]:
+        """Call a function on the ranks above 0, as `everywhere` does, while this one does its own part inside. If that
+        fails or is given up, the others are waited for all the same."""
+        assert self.ranks
+        given_up: BaseException | None = None
+        with self.ranks.calling("_run", [(function, *own) for own in arguments]) as others:
+            try:
+                yield
+            except (PipelineError, GeneratorExit) as error:
+                given_up = error
+        if given_up:
+            raise given_up
+        _checked(others)
 
     def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         try:
@@ -246,6 +258,13 @@ class Learner:
             self.save(extra)
         if asked:
             raise Stopped(f"stopped after training step {self.done} of {self.total}; run again to continue")
+
+
+def _checked(found: list[Any]) -> list[Any]:
+    for error in found:
+        if isinstance(error, PipelineError):
+            raise error
+    return found
 
 
 @runtime_checkable

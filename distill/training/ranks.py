@@ -52,16 +52,25 @@ class Ranks:
 
     def call(self, methods: Any, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call the method ``name`` on every rank, each with its own arguments. Returns the results by rank."""
+        with self.calling(name, arguments[1:]) as others:
+            own = getattr(methods, name)(*arguments[0])
+        return [own, *others]
+
+    @contextmanager
+    def calling(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> Iterator[list[Any]]:
+        """Call the method ``name`` on the other ranks while this one does its own part inside. The list is empty until
+        then, and holds the others' results afterwards."""
         if not self._in_step:
             raise rank_lost()
         self._in_step = False
-        self._send([(name, own) for own in arguments])
+        self._send([None, *((name, own) for own in arguments)])
+        others: list[Any] = []
         with _lost_peers():
-            answer = getattr(methods, name)(*arguments[0])
+            yield others
             answers: list[Any] = [None] * self.size
             dist.gather_object(None, answers, group=self._control)
+        others += answers[1:]
         self._in_step = True
-        return [answer, *answers[1:]]
 
     def dismiss(self) -> None:
         """End the current training on the other ranks; between trainings, end their processes."""
