@@ -13,6 +13,7 @@ from typing import Any
 
 from distill.prm.scorer import StepScorer
 from distill.steps import Span, last_tokens, spans_of, splitter
+from distill.training.learner import Learner, OnAllRanks
 from distill.types import Completion, Finish
 from rl.step_credit import StepReward
 from rl.update import Rollout
@@ -24,6 +25,11 @@ class ProcessRewards:
 
     scorer: StepScorer
     tokenizer: Any
+
+    def attach(self, learner: Learner) -> None:
+        """Have the model score on every rank, if it can."""
+        if isinstance(self.scorer, OnAllRanks):
+            self.scorer.attach(learner)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[list[StepReward]]:
         texts = [self._text(rollout.completion) for rollout in rollouts]

@@ -58,9 +58,10 @@ class Mixture:
     leave_out_cut: bool = False
 
     def attach(self, learner: Learner) -> None:
-        """Have the teacher score on every rank, if it can."""
-        if isinstance(self.teacher, OnAllRanks):
-            self.teacher.attach(learner)
+        """Have the teacher and the scorer of steps work on every rank, if they can."""
+        for part in (self.teacher, self.steps):
+            if isinstance(part, OnAllRanks):
+                part.attach(learner)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> list[Rollout]:
         teacher_logprobs = self.teacher([r.completion for r in rollouts]) if self.teacher else [()] * len(rollouts)

@@ -9,13 +9,12 @@ the same values (with vLLM up to rounding, because its batches change the order 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from weakref import ref
 
-from distill.training.batching import Example, from_tokens
-from distill.training.forward import check_packing
+from distill.training.batching import from_tokens
+from distill.training.fixed import FixedNetwork
 from distill.training.passes import likelihoods
 from distill.turns import turn_end
 from distill.types import Completion
@@ -34,12 +33,6 @@ PROBE = (
 """A text that different tokenizers would encode differently: numbers, spaces, markup, several scripts."""
 
 
-def fixed(network: Any) -> Any:
-    """Freeze a network that only scores. `InputError` if it cannot compute packed rows."""
-    check_packing(network.requires_grad_(False).eval())
-    return network
-
-
 @dataclass
 class TransformersTeacher:
     """A causal LM in transformers, scoring at ``temperature``. ``micro_batch_tokens`` bounds the memory."""
@@ -49,38 +42,16 @@ class TransformersTeacher:
     micro_batch_tokens: int = 4096
 
     def __post_init__(self) -> None:
-        self._learner: Callable[[], Learner | None] = lambda: None
-        fixed(self.network)
+        self._fixed = FixedNetwork(self.network, TEACHER)
 
     def attach(self, learner: Learner) -> None:
-        """Score on every rank of ``learner``, each of which gets a copy, as long as its training lasts. A teacher that
-        was put on another device than rank 0 trains on scores there alone."""
-        self._learner = lambda: None
-        if learner.ranks and self.network.device == learner.device:
-            self._learner = ref(learner)
-            learner.everywhere(_take, [(self.network if rank == 0 else None,) for rank in range(learner.ranks.size)])
+        """Score on every rank of ``learner``, as long as its training lasts."""
+        self._fixed.attach(learner)
 
-    def __call__(self, completions: Sequence[Completion]) -> list[list[float]]:
+    def __call__(self, completions: Sequence[Completion]) -> list[Sequence[float]]:
         rows = [from_tokens(c.key, c.prompt_ids, c.token_ids) for c in completions if c.token_ids]
-        logprobs = iter(self._logprobs(rows))
+        logprobs = iter(self._fixed.scores(likelihoods, rows, self.micro_batch_tokens, self.temperature))
         return [next(logprobs) if c.token_ids else [] for c in completions]
-
-    def _logprobs(self, rows: Sequence[Example]) -> list[list[float]]:
-        if not (learner := self._learner()) or not (ranks := learner.ranks):
-            return likelihoods(self.network, rows, self.micro_batch_tokens, self.temperature)
-        shares = [rows[rank :: ranks.size] for rank in range(ranks.size)]
-        limits = self.micro_batch_tokens, self.temperature
-        found = learner.everywhere(_score, [(share, *limits) for share in shares])
-        return [found[row % ranks.size][row // ranks.size] for row in range(len(rows))]
-
-
-def _take(learner: Learner, network: Any) -> None:
-    assert learner.ranks
-    learner.beside[TEACHER] = learner.ranks.share(network, learner.device)
-
-
-def _score(learner: Learner, rows: Sequence[Example], max_tokens: int, temperature: float) -> list[list[float]]:
-    return likelihoods(learner.beside[TEACHER], rows, max_tokens, temperature)
 
 
 @dataclass

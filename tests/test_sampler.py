@@ -25,13 +25,18 @@ from tiny import chat_tokenizer, memory_for_samples, tiny, weights  # noqa: E402
 
 from distill.engines.base import PromptTooLong  # noqa: E402
 from distill.engines.transformers import TransformersEngine  # noqa: E402
+from distill.prm import head  # noqa: E402
+from distill.prm.reading import PrmScorer  # noqa: E402
+from distill.randomness import generator  # noqa: E402
+from distill.training.batching import micro_batches  # noqa: E402
 from distill.training.learner import Learner, LearnerSettings  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
-from distill.training.passes import likelihoods  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
 from distill.training.session import learning  # noqa: E402
 from distill.types import Completion, Finish, Request, Sampling, ThinkingBudget  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
+from rl.process import ProcessRewards  # noqa: E402
+from rl.step_credit import Mixture  # noqa: E402
 from rl.teacher import TEACHER, TransformersTeacher  # noqa: E402
 
 
@@ -160,12 +165,25 @@ def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: P
 def test_two_ranks_score_what_a_teacher_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[int] = []
 
-    def counted(network: Any, rows: Any, *limits: Any) -> Any:
+    def counted(rows: Any, max_tokens: int) -> Any:
         scored.append(len(rows))
-        return likelihoods(network, rows, *limits)
+        return micro_batches(rows, max_tokens)
 
-    monkeypatch.setattr("rl.teacher.likelihoods", counted)
+    monkeypatch.setattr("distill.training.passes.micro_batches", counted)
     found = [opd(student(), tmp_path / str(n), steps=1, group=4, devices=n)[1] for n in (1, 2)]
     one, two = ([value for rollout in rollouts for value in rollout.teacher] for rollouts in found)
     assert two == pytest.approx(one, abs=1e-5) and len(set(one)) > len(found[0])
     assert scored == [len(found[0]), len(found[1]) // 2]
+
+
+def test_two_ranks_score_what_a_process_reward_model_does(tmp_path: Path) -> None:
+    """A teacher beside it is another network, which scores what it would alone."""
+    network, tokenizer = tiny(), chat_tokenizer()
+    with torch.no_grad():
+        head.attach(network, likelihood=False).weight.copy_(torch.from_numpy(generator("head").normal(0, 1, 32)))
+    scorer = PrmScorer(network, tokenizer, "line")
+    mix = Mixture(0.0, TransformersTeacher(tiny()), steps=ProcessRewards(scorer, tokenizer))
+    found = [grpo(student(), tmp_path / str(n), steps=1, mix=mix, devices=n)[1] for n in (1, 2)]
+    for of in (lambda rollout: rollout.steps, lambda rollout: rollout.teacher):
+        one, two = ([value for rollout in rollouts for value in of(rollout)] for rollouts in found)
+        assert two == pytest.approx(one, abs=1e-5) and len(set(one)) > 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill import pretrained
 from distill.engines.prefill import positions_limit
@@ -13,10 +13,14 @@ from distill.prm import files
 from distill.prm.examples import Encoded, encode, unlabelled
 from distill.prm.head import NAME, StepHead, probabilities
 from distill.prompting import Ask, PromptingSettings, asking, plainly
-from distill.training.forward import causal_lm, check_packing
+from distill.training.fixed import FixedNetwork
+from distill.training.forward import causal_lm
 from distill.turns import rendered
 from distill.types import Message, Problem
 from pipeline.errors import InputError, PipelineError
+
+if TYPE_CHECKING:
+    from distill.training.learner import Learner
 
 BATCH_TOKENS = 8192
 SURE = 30.0
@@ -35,9 +39,13 @@ class PrmScorer:
         self, network: Any, tokenizer: Any, rule: str, name: str = "", batch_tokens: int = BATCH_TOKENS,
         ask: Ask = plainly,
     ) -> None:  # fmt: skip
-        self._network, self._tokenizer, self._batch_tokens = network.eval(), tokenizer, batch_tokens
+        self._fixed, self._tokenizer, self._batch_tokens = FixedNetwork(network, "process"), tokenizer, batch_tokens
         self.rule, self.name, self._ask = rule, name, ask
         self._limit = positions_limit(causal_lm(network))
+
+    def attach(self, learner: Learner) -> None:
+        """Score on every rank of ``learner``, as long as its training lasts."""
+        self._fixed.attach(learner)
 
     def render(self, messages: Sequence[Message]) -> str:
         """Render a prompt with this model's template, up to where the response begins."""
@@ -58,7 +66,7 @@ class PrmScorer:
         broken."""
         encoded = {pair: self.encoded(*pair) for pair in dict.fromkeys(asked)}
         rows = {pair: unlabelled(str(n), found) for n, (pair, found) in enumerate(encoded.items()) if found.ends}
-        found = probabilities(self._network, list(rows.values()), self._batch_tokens, SURE)
+        found = self._fixed.scores(probabilities, list(rows.values()), self._batch_tokens, SURE)
         if any(p != p for row in found for p in row):
             raise PipelineError(f"prm {self.name}: its scores are NaN, so its weights are broken")
         known = dict(zip(rows, found, strict=True))
@@ -85,7 +93,6 @@ def load(directory: Path, name: str = "", device: str = "auto", dtype: str = "fl
         head.load_state_dict(load_file(directory / files.HEAD))
     except (RuntimeError, OSError, SafetensorError) as error:
         raise InputError(f"prm {name}: {directory / files.HEAD}: {str(error).strip().splitlines()[0]}") from None
-    setattr(network.requires_grad_(False), NAME, head.requires_grad_(False).to(network.device))
-    check_packing(network)
+    setattr(network, NAME, head.to(network.device))
     asked = PromptingSettings.model_validate(about.prompting) if about.prompting else None
     return PrmScorer(network, tokenizer, about.rule, name, ask=asking(asked, key=f"prm {name}"))

@@ -65,8 +65,8 @@ GIB = 1 << 30
 class Training:
     """The settings that memory depends on. With ``rank`` None all weights are trained. ``bits`` is the size of a frozen
     weight. Weights, gradients and moments are split over ``shards`` devices. ``others`` are the bytes of models that a
-    rank holds beside the student: a teacher (and a reward model, which only rank 0 has). Each of ``ranks`` computes on
-    ``cores`` of a CPU, whose memory they share; on GPUs, where each rank has its own, these are 1 and 0."""
+    rank holds beside the student: a teacher, a reward model. Each of ``ranks`` computes on ``cores`` of a CPU, whose
+    memory they share; on GPUs, where each rank has its own, these are 1 and 0."""
 
     micro_batch_tokens: int
     rank: int | None

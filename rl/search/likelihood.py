@@ -16,11 +16,11 @@ from typing import Any
 from distill.steps import Span, needs_tokens, spans_of, split
 from distill.thinking import opened_twice
 from distill.training.batching import Example, from_tokens
+from distill.training.fixed import fixed
 from distill.training.passes import likelihoods
 from distill.turns import rendered
 from distill.types import Message
 from pipeline.errors import InputError
-from rl.teacher import fixed
 
 BATCH_TOKENS = 8192
 LEAST = 1e-6

@@ -125,7 +125,7 @@ def run(context: Context, settings: GkdSettings) -> Output:
 
 def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> NegativeDivergence:
     from distill.training.divergence import NegativeDivergence
-    from rl.teacher import fixed
+    from distill.training.fixed import fixed
 
     teacher = fixed(loaded(found, settings.teacher_engine, tokenizer, settings.teacher))
     return NegativeDivergence(teacher, settings.beta, settings.top_k, settings.temperature)
