@@ -16,8 +16,8 @@ from distill.engines.options import VllmOptions
 from distill.modelspec import Model
 from distill.stages.common import ask_of, resolved, store_of
 from distill.stages.devices import Held, beside_training, check_memory, threads
-from distill.stages.judges import Judges
 from distill.stages.student import load_student, publish
+from distill.stages.vllm_judges import VllmJudges
 from distill.types import Completion, Problem
 from distill.verification import pool_of
 from distill.verifiers.compose import Spec
@@ -184,9 +184,9 @@ def with_room(
     )
 
 
-def _judges(context: Context, settings: GrpoSettings) -> Judges:
+def _judges(context: Context, settings: GrpoSettings) -> VllmJudges:
     named = [*rewards.verifiers(settings.components).values(), settings.watch and settings.watch.verifier]
-    return Judges([*named, *_of_problems(context, settings)], context.hashes)
+    return VllmJudges([*named, *_of_problems(context, settings)], context.hashes)
 
 
 def _of_problems(context: Context, settings: GrpoSettings) -> list[Spec]:

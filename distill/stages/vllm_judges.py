@@ -20,7 +20,7 @@ Written = Mapping[str, Any]
 """A judge's settings, as they are written in a spec."""
 
 
-class Judges:
+class VllmJudges:
     """The judges in vLLM among some verifiers. Equal ones are one, as in a pool."""
 
     def __init__(self, specs: Iterable[Spec | None], hashes: FileHashes) -> None:
