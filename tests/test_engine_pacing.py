@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from distill.engines.concurrency import Concurrency
 from distill.engines.options import OpenAIOptions
-from distill.engines.pacing import Budget, Meter, Usual
+from distill.engines.pacing import Meter, SpendingCap, Usual
 from distill.engines.prices import Bill, Prices, money
 
 amounts = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 500), st.integers(1, 500)), min_size=1, max_size=50)
@@ -139,23 +139,23 @@ bills = st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1)), max_size=40)
 
 
 @given(bills, st.integers(0, 500), st.integers(0, 500))
-def test_a_budget_is_never_exceeded_whatever_calls_really_cost(
+def test_a_cap_is_never_exceeded_whatever_calls_really_cost(
     calls: list[tuple[int, float]], tokens: int, cost: int
 ) -> None:
     async def main() -> None:
-        budget = Budget(Decimal(cost), tokens, Bill(0, 0, 7, Decimal(7)))
+        cap = SpendingCap(Decimal(cost), tokens, Bill(0, 0, 7, Decimal(7)))
 
         async def call(most: int, share: float) -> None:
             bill = Bill(0, 0, most, Decimal(most))
-            if await budget.reserve(bill):
+            if await cap.reserve(bill):
                 await asyncio.sleep(0)
                 real = int(most * share)
-                budget.settle(bill, Bill(0, 0, real, Decimal(real)))
+                cap.settle(bill, Bill(0, 0, real, Decimal(real)))
             else:
-                assert budget.spent.tokens + most > min(tokens, cost)
+                assert cap.spent.tokens + most > min(tokens, cost)
 
         await asyncio.wait_for(asyncio.gather(*(call(*each) for each in calls)), 10)
-        assert budget.spent.tokens <= max(tokens, 7) and budget.spent.cost <= max(cost, 7)
+        assert cap.spent.tokens <= max(tokens, 7) and cap.spent.cost <= max(cost, 7)
 
     run(main())
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from distill import catalog, spending
 from distill.engines import calls as call_log
 from distill.engines import openai, pacing
-from distill.engines.calls import Call, CallLog, Outcome, part_key
+from distill.engines.calls import Call, CallEnd, CallLog, part_key
 from distill.engines.chat import Reply
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import Bill
@@ -75,9 +75,9 @@ def test_calls_logged_before_a_kill_are_known_and_counted_once(
                 going[slot], begun = log.begin(f"key {n}", MOST), begun + 1
             elif step == "answer" and slot in going:
                 answered.add(going[slot].key)
-                log.end(going.pop(slot), Outcome.ANSWERED, PAID, 0.5, ANSWER)
+                log.end(going.pop(slot), CallEnd.ANSWERED, PAID, 0.5, ANSWER)
             elif step == "lose" and slot in going:
-                log.end(going.pop(slot), Outcome.LOST, MOST)
+                log.end(going.pop(slot), CallEnd.LOST, MOST)
         newest = max(directory.glob("*.jsonl"))
         with open(newest, "ab") as file:
             file.write(b'["over", "x", "ans'[: torn % 19])
@@ -99,7 +99,7 @@ def test_a_closed_log_keeps_replies_that_were_not_handed_out(tmp_path: Path) -> 
     rows: list[Any] = []
     log = opened(tmp_path, rows)
     for key in ("handed", "waiting", part_key("half", 0), part_key("half", 1)):
-        log.end(log.begin(key, MOST), Outcome.ANSWERED, PAID, 0.5, ANSWER)
+        log.end(log.begin(key, MOST), CallEnd.ANSWERED, PAID, 0.5, ANSWER)
     log.handed_out("handed")
     log.close()
     assert {row["request_key"] for row in rows} == {"handed", "waiting", "half"} and len(rows) == 4
@@ -113,7 +113,7 @@ def test_a_closed_log_keeps_replies_that_were_not_handed_out(tmp_path: Path) -> 
 
 def test_a_paid_reply_is_handed_out_and_not_requested_again(server: Server, tmp_path: Path) -> None:
     log = opened(tmp_path, [])
-    log.end(log.begin("k1", MOST), Outcome.ANSWERED, PAID, 0.5, ANSWER)  # the process is killed here
+    log.end(log.begin("k1", MOST), CallEnd.ANSWERED, PAID, 0.5, ANSWER)  # the process is killed here
     requests = [Request(k, ({"role": "user", "content": k},), Sampling(max_tokens=100)) for k in ("k1", "k2")]
     options = OpenAIOptions(base_url=server.url, key_from="TEST_KEY")
     engine = openai.open(Model("m", "m"), options, print, lambda: opened(tmp_path, []))
@@ -322,7 +322,7 @@ def test_judges_and_the_stage_have_separate_accounts(tmp_path: Path) -> None:
     logs = [account.open("m"), account.of("judge-1").open("m"), account.of("judge-2").open("n")]
     for n, log in enumerate(logs):
         for _ in range(n + 1):
-            log.end(log.begin("k", MOST), Outcome.LOST, replace(MOST, cost=Decimal(n + 1)))
+            log.end(log.begin("k", MOST), CallEnd.LOST, replace(MOST, cost=Decimal(n + 1)))
         log.close()
     store.ingest()
     totals = [spending.spent(store, name).cost for name in ("verify", "verify/judge-1", "verify/judge-2", "nobody")]

@@ -31,7 +31,7 @@ CURRENT: ContextVar[SlotCache] = ContextVar("CURRENT")
 Pair = tuple[Tensor, Tensor]
 
 
-class Store:
+class KeyValues:
     """Per layer, keys and values of shape (slots, key-value heads, capacity, head size). Grows on request."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -82,7 +82,7 @@ class SlotCache(Cache):
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(layers=[])
-        self.prompts, self.rows = Store(dtype, device), Store(dtype, device)
+        self.prompts, self.rows = KeyValues(dtype, device), KeyValues(dtype, device)
         self._device = device
         self.layout: Layout | None = None
         self.shared: Pair | None = None
@@ -91,7 +91,7 @@ class SlotCache(Cache):
         """The positions of the keys, to be broadcast to (R, 1, T, L)."""
         self.positions = torch.zeros(0, 0, dtype=torch.long)
         """The positions (R, T) of the new tokens."""
-        self._filling: Store | None = None
+        self._filling: KeyValues | None = None
         self._handed: Tensor | None = None
         self._slots: slice | Tensor = slice(0)
         self._piece = range(0)
@@ -106,7 +106,7 @@ class SlotCache(Cache):
         self.layout = self.shared = self._filling = self._handed = None
         self._length = 0
 
-    def fill(self, store: Store, slots: list[int], piece: range) -> None:
+    def fill(self, store: KeyValues, slots: list[int], piece: range) -> None:
         """The next pass computes the positions ``piece`` of the prompts in these slots; earlier ones are there."""
         CURRENT.set(self)
         self._filling, self.layout, self.shared = store, None, None

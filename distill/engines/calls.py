@@ -48,7 +48,7 @@ Paid = tuple[Reply, float]
 """A reply, and when it arrived (seconds since 1970)."""
 
 
-class Outcome(StrEnum):
+class CallEnd(StrEnum):
     """How a call ended, for its bill."""
 
     ANSWERED = "answered"  # billed as the endpoint reports
@@ -63,7 +63,7 @@ class Call:
     id: str
     key: str
     bill: Bill
-    outcome: Outcome = Outcome.LOST
+    outcome: CallEnd = CallEnd.LOST
     seconds: float = 0.0
     over: float | None = None
     """When it ended (seconds since 1970); None while it runs."""
@@ -105,7 +105,7 @@ class CallLog:
             self._write(self._segment, ["call", call.id, key, *_plain(most)])
         return call
 
-    def end(self, call: Call, outcome: Outcome, bill: Bill, seconds: float = 0.0, reply: Reply | None = None) -> None:
+    def end(self, call: Call, outcome: CallEnd, bill: Bill, seconds: float = 0.0, reply: Reply | None = None) -> None:
         """Log how a call ended, before anybody gets its reply."""
         call.outcome, call.bill, call.seconds, call.over = outcome, bill, seconds, time.time()
         home = next((s for s in (*self._old, self._segment) if s and call.id in s.open), None)
@@ -267,7 +267,7 @@ def _read(path: Path) -> tuple[list[CallRow], dict[str, Paid]]:
             calls[data[0]] = Call(data[0], data[1], _bill(data[2:6]), over=path.stat().st_mtime)
         elif kind == "over" and data[0] in calls:
             call, (outcome, *bill, seconds, over, reply) = calls[data[0]], data[1:]
-            call.outcome, call.bill, call.seconds, call.over = Outcome(outcome), _bill(bill), seconds, over
+            call.outcome, call.bill, call.seconds, call.over = CallEnd(outcome), _bill(bill), seconds, over
             if reply:
                 paid[call.key] = _reply(reply), over
     return [_row(call, about) for call in calls.values()], paid

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from distill.engines import chat, early_exit, pacing
 from distill.engines.base import SoFar, Stopping, never
-from distill.engines.calls import Call, CallLog, Outcome, part_key
+from distill.engines.calls import Call, CallEnd, CallLog, part_key
 from distill.engines.chat import Reply
 from distill.engines.concurrency import Concurrency
 from distill.engines.dialects import DIALECTS, check_options, check_request
@@ -76,7 +76,7 @@ class OpenAIEngine:
         self.model = model.identity
         self.url = endpoint.url
         self._endpoint, self._options, self._note, self._calls = endpoint, options, note, calls
-        self._budget = pacing.Budget(options.max_cost, options.max_total_tokens, calls.spent)
+        self._budget = pacing.SpendingCap(options.max_cost, options.max_total_tokens, calls.spent)
         self._pace = pacing.Pace(options.requests_per_minute, options.tokens_per_minute)
         self._usual = pacing.Usual()
         self._concurrency = Concurrency(options.concurrency)
@@ -315,18 +315,18 @@ class OpenAIEngine:
             reply = await self._endpoint.call(line, request, progress)
         except TryAgain as problem:
             bill = self._endpoint.most(request) if problem.billed else NOTHING
-            self._calls.end(call, Outcome.LOST, bill, time.monotonic() - begun)
+            self._calls.end(call, CallEnd.LOST, bill, time.monotonic() - begun)
             raise
         except asyncio.CancelledError:
             # If thinking is hidden, what has arrived does not show how much was generated.
             bill = call.bill if self._hides_thinking else self._endpoint.so_far(request, progress)
-            self._calls.end(call, Outcome.ENDED, bill, time.monotonic() - begun)
+            self._calls.end(call, CallEnd.ENDED, bill, time.monotonic() - begun)
             raise
         except Exception:
-            self._calls.end(call, Outcome.LOST, NOTHING, time.monotonic() - begun)
+            self._calls.end(call, CallEnd.LOST, NOTHING, time.monotonic() - begun)
             raise
         try:
-            self._calls.end(call, Outcome.ANSWERED, reply.bill, reply.seconds, reply)
+            self._calls.end(call, CallEnd.ANSWERED, reply.bill, reply.seconds, reply)
         except InputError as error:  # a full disk: the reply is paid for, so it is handed out all the same
             self._fail(error)
         return reply

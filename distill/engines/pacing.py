@@ -84,7 +84,7 @@ class Usual:
         return most if self._mean is None else min(self._mean, most)
 
 
-class Budget:
+class SpendingCap:
     """A limit on money and tokens that is never exceeded: the most a call can take is reserved before it is made.
 
     None means no limit. A call that does not fit waits for those in flight, which usually take less than they

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from distill.engines.cache import SlotCache, Store
+from distill.engines.cache import KeyValues, SlotCache
 from distill.engines.groups import Beginning, granules
 from distill.engines.sampling import logprobs_of
 from distill.tensors import put
@@ -77,7 +77,7 @@ def prefill(model: Any, cache: SlotCache, plan: Plan) -> dict[Beginning, tuple[f
 
 
 def _fill(
-    model: Any, cache: SlotCache, store: Store, prompts: dict[int, Beginning]
+    model: Any, cache: SlotCache, store: KeyValues, prompts: dict[int, Beginning]
 ) -> dict[Beginning, tuple[float, ...]]:
     sizes = _sizes(model, max((len(begin.ids) for begin in prompts.values()), default=0))
     plain = [(slot, begin) for slot, begin in prompts.items() if not begin.given and len(begin.ids) > 1]
@@ -123,7 +123,7 @@ def _batches(prompts: list[tuple[int, Beginning]], piece: int, tokens: int) -> I
 
 
 def _passes(
-    model: Any, cache: SlotCache, store: Store, batch: list[tuple[int, Beginning]], size: int, first: int = NEVER
+    model: Any, cache: SlotCache, store: KeyValues, batch: list[tuple[int, Beginning]], size: int, first: int = NEVER
 ) -> Iterable[tuple[range, Any]]:
     """(piece, output) for each piece of ``size`` tokens, with logits from the piece on that holds position ``first``.
 

@@ -23,7 +23,7 @@ from distill.training import checkpoint
 from distill.training.batching import Example, micro_batches
 from distill.training.forward import Pass, Scorer, score_tokens
 from distill.training.optimizer import Optimizer, OptimizerSettings
-from distill.training.passes import Objective, Row, RowScores, Task, accumulate
+from distill.training.passes import Objective, Row, RowScores, Work, accumulate
 from distill.training.ranks import Parallel, Ranks, shard_like, unsharded
 from distill.training.replicas import Replica, share
 from pipeline.errors import PipelineError, Stopped
@@ -119,14 +119,14 @@ class Learner:
         temperature: float = 1.0, reference: bool = False, entropy: bool = False,
     ) -> list[RowScores]:  # fmt: skip
         """Add the gradient of the objective over ``rows``, in any number of micro-batches and processes."""
-        return self._distribute(rows, Task([], objective, temperature, reference, entropy))
+        return self._distribute(rows, Work([], objective, temperature, reference, entropy))
 
     def score(self, rows: Sequence[Row], temperature: float = 1.0, reference: bool = False) -> list[RowScores]:
         """Score each row under the current weights; nothing is learned."""
-        return self._distribute(rows, Task([], None, temperature, reference, False))
+        return self._distribute(rows, Work([], None, temperature, reference, False))
 
-    def _distribute(self, rows: Sequence[Row], task: Task) -> list[RowScores]:
-        """Run ``task`` over ``rows``, each worker with a share of the micro-batches. Shards have to keep step: a rank
+    def _distribute(self, rows: Sequence[Row], work: Work) -> list[RowScores]:
+        """Run ``work`` over ``rows``, each worker with a share of the micro-batches. Shards have to keep step: a rank
         with fewer of them repeats the first, for nothing."""
         cut = self.micro_batches([row.example for row in rows])
         parts = [cut[i :: self._workers] for i in range(self._workers)]
@@ -134,7 +134,7 @@ class Learner:
         for part in parts:
             idle = len(parts[0]) - len(part) if self.sharded else 0
             chosen = [[rows[i] for i in micro] for micro in [*part, *cut[:1] * idle]]
-            tasks.append(task._replace(micro_batches=chosen, idle=idle))
+            tasks.append(work._replace(micro_batches=chosen, idle=idle))
         if self.ranks:
             answers = self.ranks.call(self, "_accumulate", [(own,) for own in tasks])
         else:
@@ -145,9 +145,9 @@ class Learner:
         scored = dict(zip(order, chain.from_iterable(answers), strict=True))
         return [scored[i] for i in range(len(rows))]
 
-    def _accumulate(self, task: Task) -> list[RowScores]:
+    def _accumulate(self, work: Work) -> list[RowScores]:
         """Run a share of the micro-batches in this process."""
-        return accumulate(task, self._scorer, self._trained, self.device, self.settings.precision == "bf16")
+        return accumulate(work, self._scorer, self._trained, self.device, self.settings.precision == "bf16")
 
     def update(self) -> tuple[float, float]:
         """Apply the accumulated gradients. Returns their norm and the learning rate used."""

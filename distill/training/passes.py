@@ -51,7 +51,7 @@ class RowScores(NamedTuple):
     values: list[float]
 
 
-class Task(NamedTuple):
+class Work(NamedTuple):
     """Micro-batches to pass over, and how: with an objective there is a backward pass, too."""
 
     micro_batches: list[list[Row]]
@@ -63,27 +63,27 @@ class Task(NamedTuple):
     """This many, the last ones, only keep step with other ranks and count for nothing."""
 
 
-def accumulate(task: Task, scorer: Scorer, model: Any, device: torch.device, half: bool) -> list[RowScores]:
+def accumulate(work: Work, scorer: Scorer, model: Any, device: torch.device, half: bool) -> list[RowScores]:
     """Forward and backward over micro-batches; gradients add up in the parameters. ``scorer`` passes over ``model``."""
     rows: list[Row] = []
     columns: list[tuple[Tensor | None, ...]] = []
-    for number, micro in enumerate(task.micro_batches):
-        counts = number < len(task.micro_batches) - task.idle
+    for number, micro in enumerate(work.micro_batches):
+        counts = number < len(work.micro_batches) - work.idle
         batch = pack([row.example for row in micro], device, SHAPE_MULTIPLE if half and device.type == "cpu" else 1)
         streams = {
             name: put([value for row in micro for value in row.streams[name]], device) for name in micro[0].streams
         }
         precision = partial(torch.autocast, device.type, torch.bfloat16) if half else nullcontext
-        if task.reference:
+        if work.reference:
             with torch.no_grad(), model.disable_adapter(), precision():
-                streams["reference"] = scorer(batch, task.temperature, False).logprobs
-        with torch.set_grad_enabled(task.objective is not None):
+                streams["reference"] = scorer(batch, work.temperature, False).logprobs
+        with torch.set_grad_enabled(work.objective is not None):
             with precision():
-                scores = scorer(batch, task.temperature, task.entropy)
+                scores = scorer(batch, work.temperature, work.entropy)
             if scores.values is not None:
                 streams["value"] = scores.values
-            if task.objective is not None:
-                torch.autograd.backward(task.objective(scores.logprobs, streams) * (1.0 if counts else 0.0))
+            if work.objective is not None:
+                torch.autograd.backward(work.objective(scores.logprobs, streams) * (1.0 if counts else 0.0))
         if counts:
             rows += micro
             known = (scores.logprobs, streams.get("reference"), scores.entropy, scores.values)
