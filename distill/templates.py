@@ -7,13 +7,13 @@ whatever would bring in randomness or a memory address is removed. `distill.prom
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from distill.types import Problem
 from pipeline.errors import InputError
+from pipeline.mistakes import nearest
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -43,9 +43,7 @@ class Template:
         except TemplateError as error:
             raise ValueError(f"not a Jinja template: {error.message}") from None
         for name in sorted(self.named - set(names)):
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-            raise ValueError(f"there is no field {name!r} of a problem; {hint}")
+            raise ValueError(f"there is no field {name!r} of a problem{nearest(name, names)}")
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """The rendered text. Raises ValueError for a missing field, or for whatever else the template fails on."""
