@@ -36,13 +36,6 @@ class Document:
     overrides: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
     """The ``--set`` options that changed ``data``, by key path (without the leading "stages")."""
 
-    def get(self, key: KeyPath) -> Any:
-        """The value at a key path, or None."""
-        value: Any = self.data
-        for part in key:
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
-
     def where(self, key: KeyPath) -> str:
         """``file:line: a.b.c`` of a key, with the nearest enclosing line if the key is absent; ``--set ...`` if it
         was set on the command line."""
