@@ -78,7 +78,7 @@ class Store:
         for group in shards.grouped(self._readable(paths), filed.GROUP):
             name = shards.fresh_name()
             added += _add(connection, table, group, [name])
-            shards.merge(self.journal / table / name, table, shards.rows(group, table, {}))
+            shards.merge(self.journal / table / name, table, shards.rows(group))
             for path in group:
                 path.unlink()
         return added
@@ -144,8 +144,8 @@ class Store:
             if table == filed.TABLE:
                 continue
             names, rows = known.get(table, (set(), 0))
-            (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
-            if there != rows or not names.issuperset(p.name for p in shards.pending(self.journal, table)):
+            there = {path.name for path in shards.pending(self.journal, table)}
+            if schema.count_rows(connection, table) != rows or not there <= names:
                 behind.append(table)
         return behind
 
@@ -154,7 +154,7 @@ class Store:
         if table == filed.TABLE:
             return self._take_traces(connection, [])
         connection.execute("DELETE FROM ingested WHERE table_name = ?", [table])
-        (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
+        there = schema.count_rows(connection, table)
         connection.execute("INSERT INTO ingested VALUES (?, '', ?)", [table, there])
         groups = shards.grouped(self._readable(shards.pending(self.journal, table)), filed.GROUP)
         return sum(_add(connection, table, group, [path.name for path in group]) for group in groups)
