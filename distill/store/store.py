@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.store import filed, opening, schema, shards
-from distill.store.opening import Busy, Damaged, NoMemory, first_line
-from pipeline.errors import InputError, PipelineError
+from distill.store.opening import Damaged, NoMemory, first_line
+from pipeline.errors import Busy, InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, disk_is_full, make_directory
 from pipeline.lock import workspace_lock
 from pipeline.scratch import scratch
