@@ -58,10 +58,10 @@ class Template:
         except Exception as error:  # a sum of text and number, a division by zero: the template is the user's
             raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
-    def of(self, problem: Problem, key: str) -> str:
-        """The text for a problem; ``key`` is the template's key in YAML, for error messages."""
+    def of(self, problem: Problem, key: str, **more: str) -> str:
+        """The text for a problem and ``more`` fields; ``key`` is the template's key in YAML, for error messages."""
         try:
-            return self.render(fields_of(problem))
+            return self.render(fields_of(problem) | more)
         except ValueError as error:
             raise InputError(f"{key}: does not fit problem {problem.name}: {error}") from None
 
