@@ -284,12 +284,13 @@ class Store:
 
     def among(self, column: str, keys: Iterable[str], sql: str) -> list[dict[str, Any]]:
         """As `rows`, for a query of a table `wanted`, whose only ``column`` holds ``keys``. No rows without a store."""
+        wanted = list(keys)
+        if not wanted or not self.path.exists():
+            return []
         import pyarrow as pa
 
-        if not self.path.exists():
-            return []
         with self.reading() as connection:
-            connection.register("wanted", pa.table({column: pa.array(list(keys), pa.string())}))
+            connection.register("wanted", pa.table({column: pa.array(wanted, pa.string())}))
             return _dicts(connection.execute(sql))
 
     def present(self, table: str, keys: Iterable[str]) -> set[str]:
