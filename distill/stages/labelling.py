@@ -18,8 +18,7 @@ from distill.prm import exact, groups, imported, rollouts
 from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
 from distill.prompting import Ask, plainly
-from distill.spending import Spending
-from distill.stages.common import resolved, sampler, store_of
+from distill.stages.common import open_engine, resolved, sampler, store_of
 from distill.stages.prm_labels import ExactLabels, FileLabels, GroupLabels, LabelSource, RolloutLabels, SlipLabels
 from distill.steps import Split, split
 from distill.store.records import Row, problem_of
@@ -162,9 +161,7 @@ def _shared_engine(context: Context, source: RolloutLabels, stack: ExitStack) ->
     @cache
     def engine() -> Engine:
         model = engines.model_of(source.policy, source.engine, context)
-        spending = Spending(store_of(context), context.name)
-        opened = engines.open_engine(source.engine, model, context.note, spending, context.stopping)
-        return stack.enter_context(closing(opened))
+        return stack.enter_context(closing(open_engine(context, store_of(context), source.engine, model)))
 
     return engine
 
