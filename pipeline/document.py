@@ -91,13 +91,10 @@ def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: dict[tuple[str, ..
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError(f"{path}:{key.start_mark.line + 1}: a key must be a single value")
-            where = (*prefix, key.value)
+            where, line = (*prefix, key.value), key.start_mark.line + 1
             if where in lines:
-                line = key.start_mark.line + 1
-                raise InputError(
-                    f"{path}:{line}: {'.'.join(map(str, where))}: duplicate key (first on line {lines[where]})"
-                )
-            lines[where] = key.start_mark.line + 1
+                raise InputError(f"{path}:{line}: {'.'.join(where)}: duplicate key (first on line {lines[where]})")
+            lines[where] = line
             _collect(value, where, lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
