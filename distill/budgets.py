@@ -21,9 +21,9 @@ from distill.thinking import OPEN
 from distill.types import ThinkingBudget
 
 THOUGHT = (
-    "SELECT trace_key, thinking, thinking_tokens, ends_with(rtrim(prompt, E' \\n\\t'), '</>') AS opened "
+    f"SELECT trace_key, thinking, thinking_tokens, ends_with(rtrim(prompt, E' \\n\\t'), '{OPEN}') AS opened "
     "FROM traces SEMI JOIN wanted USING (trace_key)"
-).replace("</>", OPEN)
+)
 
 
 def under(

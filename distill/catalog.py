@@ -8,7 +8,6 @@ point of the same name.
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Mapping
@@ -101,8 +100,6 @@ TABLES: dict[str, dict[str, str]] = {
 
 def names(kind: str) -> Mapping[str, str]:
     """Every name of a kind with its ``"module:attribute"``, those of other distributions first. Imports nothing."""
-    if kind not in TABLES:
-        raise InputError(f"the catalog has no table {kind!r}{suggestion(kind, TABLES)}")
     return _others(kind) | TABLES[kind]
 
 
@@ -144,7 +141,9 @@ def check(kind: str, name: str) -> str:
 def _unknown(kind: str, name: str) -> str:
     if name.endswith(".py"):
         return f"{name}: name the object in that file too, as {name}:Name"
-    return f"no {_singular(kind)} is called {name!r}{suggestion(name, names(kind))}"
+    from pipeline.mistakes import nearest  # loads pydantic
+
+    return f"no {_singular(kind)} is called {name!r}{nearest(name, names(kind))}"
 
 
 def _singular(kind: str) -> str:
@@ -159,9 +158,3 @@ def stage(kind: str) -> Stage:
     if not isinstance(found, Stage):
         raise InputError(f"stage {kind!r} is not a pipeline.stage.Stage")
     return found
-
-
-def suggestion(name: str, known: Mapping[str, Any]) -> str:
-    """``"; did you mean 'math'?"``, or the list of all names if none is close."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(sorted(known))}"

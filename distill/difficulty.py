@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from statistics import fmean
 from typing import Any
 
@@ -47,9 +48,12 @@ def bins_of(rows: Sequence[Row]) -> tuple[str, list[str]]:
 def bias(rows: Sequence[Row], kept: Sequence[bool]) -> dict[str, Any]:
     """The problems asked and the traces generated and kept per bin, easiest first, with a one-sentence summary."""
     by, names = bins_of(rows)
+    members: dict[str, list[tuple[Row, bool]]] = defaultdict(list)
+    for row, keep, name in zip(rows, kept, names, strict=True):
+        members[name].append((row, keep))
     found = []
-    for name in sorted(set(names), key=_order):
-        inside = [(row, keep) for row, keep, own in zip(rows, kept, names, strict=True) if own == name]
+    for name in sorted(members, key=_order):
+        inside = members[name]
         chosen = [row for row, keep in inside if keep]
         found.append(
             {
@@ -75,9 +79,10 @@ def _order(name: str) -> tuple[int, int]:
 def _sentence(by: str, rows: Sequence[Row], kept: Sequence[bool]) -> str:
     """One sentence on how much easier the kept traces are. The mean of what was asked is over problems, that of what
     was kept over traces."""
-    value = _values(by, rows)
+    difficulties = {row["problem_key"]: row["difficulty"] for row in rows}
+    value = pass_rates(rows) if by == "pass rate" else difficulties
     asked = [number for number in value.values() if number is not None]
-    chosen = [n for row, keep in zip(rows, kept, strict=True) if keep and (n := value[row["problem_key"]]) is not None]
+    chosen = [n for row in compress(rows, kept) if (n := value[row["problem_key"]]) is not None]
     if not asked or not chosen:
         return "The difficulty of the kept traces is unknown."
     before, after = fmean(asked), fmean(chosen)
@@ -85,7 +90,7 @@ def _sentence(by: str, rows: Sequence[Row], kept: Sequence[bool]) -> str:
     close = abs(after - before) < 0.01 * max(abs(before), 0.01)
     what = "as hard as" if close else "easier than" if easier else "harder than"
     figures = f"{after:.0%} against {before:.0%}" if by == "pass rate" else f"{after:.2f} against {before:.2f}"
-    tokens = [fmean(row["tokens"] for row in some) for some in (_kept(rows, kept), rows)]
+    tokens = [fmean(row["tokens"] for row in some) for some in (compress(rows, kept), rows)]
     return (
         f"The kept traces are {what} what was asked: mean {by} of their problems {figures}, "
         f"{tokens[0]:,.0f} tokens on average against {tokens[1]:,.0f} of all that was generated."
@@ -107,16 +112,7 @@ def _without(by: str, value: Mapping[str, float | None], rows: Sequence[Row], ke
     )
 
 
-def _values(by: str, rows: Sequence[Row]) -> dict[str, float | None]:
-    return pass_rates(rows) if by == "pass rate" else {row["problem_key"]: row["difficulty"] for row in rows}
-
-
-def _kept(rows: Sequence[Row], kept: Sequence[bool]) -> list[Row]:
-    return [row for row, keep in zip(rows, kept, strict=True) if keep]
-
-
 def shares(found: Mapping[str, Any], of: str) -> list[float]:
     """The share of each bin in the total of the column ``of`` (problems, generated, kept); for plots."""
-    counts = defaultdict(int, {row["bin"]: row[of] for row in found["bins"]})
-    total = sum(counts.values()) or 1
-    return [counts[row["bin"]] / total for row in found["bins"]]
+    total = sum(row[of] for row in found["bins"]) or 1
+    return [row[of] / total for row in found["bins"]]

@@ -63,7 +63,7 @@ def of_student(
 
     A task counts as seen if a training problem contains at least ``share`` of its n-grams; at 0, any of them.
     """
-    chain = list(schooling(workspace, made))
+    chain = list(lineage(workspace, made))
     asked = {
         "runs": [stage.fingerprint for stage in chain],
         "selections": [digest for stage in chain for name, digest in stage.identity.inputs.items() if name == "data"],
@@ -75,7 +75,7 @@ def of_student(
     return Exposure(names, others, len(rows), overlaps(rows, tasks, ngram, share))
 
 
-def schooling(workspace: Path, made: Manifest) -> Iterator[Manifest]:
+def lineage(workspace: Path, made: Manifest) -> Iterator[Manifest]:
     """The stages that trained a student, the last one first. Each started from the student of the one that follows."""
     by_digest = {record.digest: record for record in sorted(recorded(workspace), key=lambda m: m.finished)}
     stage: Manifest | None = made

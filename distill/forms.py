@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator
 
-from distill import catalog
+from pipeline.mistakes import nearest
 
 BOXED = r"Please reason step by step, and put your final answer within \boxed{}."
 FUNCTION = "Think first. Then complete the function, and write all of it in one ```python block."
@@ -169,7 +169,7 @@ def fill(kind: str, data: Any) -> Any:
 def _check_name(kind: str, name: str) -> str:
     if name not in TABLES[kind]:
         other = next((k for k, table in TABLES.items() if name in table), None)
-        hint = f"; {name!r} is a form of {other}" if other else catalog.suggestion(name, TABLES[kind])
+        hint = f"; {name!r} is a form of {other}" if other else nearest(name, TABLES[kind])
         raise ValueError(f"no form of {kind} is called {name!r}{hint}")
     return name
 

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from distill import columns, tables
 from distill.published import TraceColumns
-from distill.templates import FIELDS, Template, fields_of
+from distill.templates import FIELDS, Template
 from distill.thinking import join_thinking
 from distill.types import Asked, Message, Problem, ThinkingBudget
 from pipeline.errors import InputError
@@ -213,7 +213,8 @@ def exemplars(settings: Any, training: Sequence[Problem], key: str) -> Iterable[
         return list(_in_file(settings))
     if isinstance(settings, TrainingExemplars):
         template = Template(settings.answer, (*FIELDS, "reference"))
-        return [(problem, _answer_of(template, problem, f"{key}.examples.answer")) for problem in training]
+        where = f"{key}.examples.answer"
+        return [(problem, template.of(problem, where, reference=problem.reference)) for problem in training]
     return [(_question(e.prompt, "example"), join_thinking(e.thinking, e.answer)) for e in settings]
 
 
@@ -224,13 +225,6 @@ def _in_file(settings: FileExemplars) -> Iterator[tuple[Problem, str]]:
         if not trace.answer:
             raise InputError(f"{row.where}: an example needs an answer, and column {settings.answer!r} has none")
         yield replace(_question(prompt, row.stem), origin=row.where), join_thinking(trace.thinking, trace.answer)
-
-
-def _answer_of(template: Template, problem: Problem, key: str) -> str:
-    try:
-        return template.render({**fields_of(problem), "reference": problem.reference})
-    except ValueError as error:
-        raise InputError(f"{key}: does not fit problem {problem.name}: {error}") from None
 
 
 def _question(prompt: str, source: str) -> Problem:

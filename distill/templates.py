@@ -7,13 +7,13 @@ whatever would bring in randomness or a memory address is removed. `distill.prom
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from distill.types import Problem
 from pipeline.errors import InputError
+from pipeline.mistakes import nearest
 
 if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -43,9 +43,7 @@ class Template:
         except TemplateError as error:
             raise ValueError(f"not a Jinja template: {error.message}") from None
         for name in sorted(self.named - set(names)):
-            near = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
-            raise ValueError(f"there is no field {name!r} of a problem; {hint}")
+            raise ValueError(f"there is no field {name!r} of a problem{nearest(name, names)}")
 
     def render(self, fields: Mapping[str, Any]) -> str:
         """The rendered text. Raises ValueError for a missing field, or for whatever else the template fails on."""
@@ -60,10 +58,10 @@ class Template:
         except Exception as error:  # a sum of text and number, a division by zero: the template is the user's
             raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from None
 
-    def of(self, problem: Problem, key: str) -> str:
-        """The text for a problem; ``key`` is the template's key in YAML, for error messages."""
+    def of(self, problem: Problem, key: str, **more: str) -> str:
+        """The text for a problem and ``more`` fields; ``key`` is the template's key in YAML, for error messages."""
         try:
-            return self.render(fields_of(problem))
+            return self.render(fields_of(problem) | more)
         except ValueError as error:
             raise InputError(f"{key}: does not fit problem {problem.name}: {error}") from None
 

@@ -8,7 +8,6 @@ directory is not put on the path, and its imports are not hashed). For more than
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import sys
 import traceback
@@ -45,9 +44,9 @@ def load(name: str) -> Loaded:
     module = _module(path, source, digest)
     if not hasattr(module, attribute):
         own = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
-        near = difflib.get_close_matches(attribute, own, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it defines: {', '.join(own) or 'nothing'}"
-        raise InputError(f"{file}: defines no {attribute!r}; {hint}")
+        from pipeline.mistakes import nearest  # loads pydantic
+
+        raise InputError(f"{file}: defines no {attribute!r}{nearest(attribute, own)}")
     return Loaded(getattr(module, attribute), digest)
 
 

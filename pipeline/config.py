@@ -100,7 +100,7 @@ def _top(document: Document, key: str, kind: type, default: Any) -> Any:
 
 def _workspace(document: Document, name: str) -> Path:
     """The directory for results: ``runs/NAME`` unless the file sets one. ``~`` is the home directory."""
-    if not name.isprintable() or "/" in name or not name.strip(". "):
+    if not name.isprintable() or not name.strip(". "):
         raise InputError(f"{document.where(('name',))}: {name!r} cannot be a directory name under runs/")
     place = _top(document, "workspace", str, f"runs/{name}")
     if not place.isprintable() or not place.strip():
@@ -119,8 +119,8 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
     body = {} if body is None else body
     if not isinstance(body, dict):
         raise InputError(f"{document.where(where)}: expected a mapping of settings, found {body!r}")
-    body = dict(body)
-    kind = body.pop("kind", None)
+    given = dict(body)
+    kind = given.pop("kind", None)
     try:
         stage = lookup(str(kind or name))
     except InputError as error:
@@ -129,13 +129,13 @@ def _stage(document: Document, name: Any, body: Any, lookup: StageLookup, seed: 
         raise InputError(f"{document.where(at)}: {error}{hint}") from None
     fields = stage.settings.model_fields
     if "seed" in fields:
-        body.setdefault("seed", seed)
+        given.setdefault("seed", seed)
     if limit is not None and "limit" in fields:
-        body["limit"] = limit
+        given["limit"] = limit
     try:
-        settings = stage.settings.model_validate(body)
+        settings = stage.settings.model_validate(given)
     except ValidationError as error:
-        raise InputError(_explain(error, document, where, stage)) from None
+        raise InputError(_explain(error, document, where, stage, body)) from None
     for path, _, value in marked(settings, File):
         for file in [value] if isinstance(value, str) else value or []:
             if not Path(file).is_file():
@@ -148,17 +148,17 @@ def _looked_in(file: str) -> str:
     return "" if Path(file).is_absolute() else f" (looked in {Path.cwd()})"
 
 
-def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage) -> str:
+def _explain(error: ValidationError, document: Document, where: KeyPath, stage: Stage, body: Any) -> str:
     """The first mistake pydantic found, as one line a user can act on."""
-    location, what = mistake(error, stage.settings, document.get(where))
-    feeds = _feeding_hint(stage, str(location[-1]), document) if what == MISSING else ""
+    location, what = mistake(error, stage.settings, body)
+    feeds = _feeding_hint(stage, str(location[-1])) if what == MISSING else ""
     place = document.where((*where, *location))
     if what.startswith(MISSING) and place.startswith("--set "):  # it names what was set, not the missing key
         what = f"{location[-1]} {what}"
     return f"{place}: {what}{feeds}"
 
 
-def _feeding_hint(stage: Stage, field: str, document: Document) -> str:
+def _feeding_hint(stage: Stage, field: str) -> str:
     info = stage.settings.model_fields.get(field)
     for mark in info.metadata if info else ():
         if isinstance(mark, Input):
@@ -200,9 +200,9 @@ def _ordered(document: Document, specs: dict[str, StageSpec]) -> dict[str, Stage
 def _apply_overrides(document: Document, overrides: Sequence[str]) -> None:
     """``sft.lora.rank=16`` sets a stage's key; ``seed=1`` and ``workspace=...`` a top one."""
     for text in overrides:
-        document.overrides[tuple(text.partition("=")[0].split("."))] = text
         key, equals, value = text.partition("=")
         path = tuple(key.split("."))
+        document.overrides[path] = text
         if not equals or not all(path):
             raise InputError(f"--set {text}: expected stage.key=value, for example generate.samples=8")
         if path[0] not in TOP_KEYS:

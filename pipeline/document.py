@@ -36,13 +36,6 @@ class Document:
     overrides: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
     """The ``--set`` options that changed ``data``, by key path (without the leading "stages")."""
 
-    def get(self, key: KeyPath) -> Any:
-        """The value at a key path, or None."""
-        value: Any = self.data
-        for part in key:
-            value = value.get(part) if isinstance(value, dict) else None
-        return value
-
     def where(self, key: KeyPath) -> str:
         """``file:line: a.b.c`` of a key, with the nearest enclosing line if the key is absent; ``--set ...`` if it
         was set on the command line."""
@@ -98,13 +91,10 @@ def _collect(node: yaml.Node, prefix: tuple[str, ...], lines: dict[tuple[str, ..
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 raise InputError(f"{path}:{key.start_mark.line + 1}: a key must be a single value")
-            where = (*prefix, key.value)
+            where, line = (*prefix, key.value), key.start_mark.line + 1
             if where in lines:
-                line = key.start_mark.line + 1
-                raise InputError(
-                    f"{path}:{line}: {'.'.join(map(str, where))}: duplicate key (first on line {lines[where]})"
-                )
-            lines[where] = key.start_mark.line + 1
+                raise InputError(f"{path}:{line}: {'.'.join(where)}: duplicate key (first on line {lines[where]})")
+            lines[where] = line
             _collect(value, where, lines, path)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):

@@ -33,6 +33,12 @@ class CapReached(PipelineError):
     exit_code = Exit.CAP
 
 
+class Busy(PipelineError):
+    """Another process uses what this one needs; running again later works."""
+
+    exit_code = Exit.AGAIN
+
+
 class Stopped(PipelineError):
     """The run was asked to stop and did so cleanly; running again continues from here."""
 

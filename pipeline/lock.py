@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.errors import Exit, InputError, PipelineError
+from pipeline.errors import Busy, InputError
 from pipeline.files import disk_errors, make_directory
 
 LOCK = ".lock"
@@ -37,18 +37,12 @@ def _close_in_child() -> None:
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-class Held(PipelineError):
-    """Another run holds the workspace."""
-
-    exit_code = Exit.AGAIN
-
-
 @contextmanager
 def workspace_lock(
     workspace: Path, *, wait: bool, stopping: Callable[[], bool], command: str = "",
     waiting: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:  # fmt: skip
-    """Hold the workspace. If another run holds it, raise `Held`, which names the holder, or with ``wait`` call
+    """Hold the workspace. If another run holds it, raise `Busy`, which names the holder, or with ``wait`` call
     ``waiting`` once and wait."""
     make_directory(workspace)
     path = workspace / LOCK
@@ -64,7 +58,7 @@ def workspace_lock(
                 late = time.monotonic() - began > PATIENCE
                 if stopping() or (late and not wait):
                     after = "run this again when it has ended (`distill run --wait` waits), or stop it"
-                    raise Held(f"{workspace}: in use by {holder(path)}; {after}") from None
+                    raise Busy(f"{workspace}: in use by {holder(path)}; {after}") from None
                 if late and not announced:
                     waiting(f"for {holder(path)}, which uses {workspace}")
                     announced = True

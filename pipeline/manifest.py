@@ -9,7 +9,7 @@ and going back to an old setting costs nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def _standing(workspace: Path) -> dict[str, str]:
     return {str(stage): str(place) for stage, place in found.items()} if isinstance(found, dict) else {}
 
 
-def history(workspace: Path, kind: str, stage: str) -> Iterator[Manifest]:
-    """Earlier manifests of this kind: the stage's own before others, the newest first."""
-    known = [m for p in (directory(workspace) / kind).glob("*.json") if (m := read(p))]
-    yield from sorted(known, key=lambda m: (m.stage == stage, m.finished), reverse=True)
+def newest(workspace: Path, kind: str, stage: str) -> Manifest | None:
+    """The stage's manifest that was written last."""
+    known = (read(path) for path in (directory(workspace) / kind).glob("*.json"))
+    return max((m for m in known if m and m.stage == stage), key=lambda m: m.finished, default=None)

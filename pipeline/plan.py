@@ -170,9 +170,7 @@ def plan(
 
 def explain(spec: StageSpec, identity: Identity, workspace: Workspace) -> tuple[str, ...]:
     """Which input changed since this stage last completed."""
-    for earlier in manifests.history(workspace.path, identity.kind, spec.name):
-        if earlier.stage != spec.name:
-            break
+    if earlier := manifests.newest(workspace.path, identity.kind, spec.name):
         return tuple(changes(earlier.identity, identity)) or ("its record was removed",)
     return ("never finished",) if workspace.begun(identity) else NEVER
 
@@ -194,9 +192,8 @@ def _changed_keys(old: Mapping[str, str], new: Mapping[str, str], named: str, ch
 
 
 def _last_seconds(spec: StageSpec, workspace: Workspace) -> float | None:
-    for earlier in manifests.history(workspace.path, spec.stage.kind, spec.name):
-        return earlier.seconds if earlier.stage == spec.name else None
-    return None
+    earlier = manifests.newest(workspace.path, spec.stage.kind, spec.name)
+    return earlier.seconds if earlier else None
 
 
 def foresee(specs: Iterable[StageSpec], plans: Mapping[str, StagePlan]) -> None:

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,12 +111,6 @@ def remove(workspace: Workspace, items: Iterable[Unneeded]) -> None:
                 os.replace(item.path, path / item.path.name)
                 fsync_directory(path.parent)
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    for link in _dangling(workspace.path):
-        link.unlink()
-
-
-def _dangling(workspace: Path) -> Iterator[Path]:
-    """Links with a stage's name whose artifact is gone."""
-    for path in list(workspace.iterdir()):
-        if path.is_symlink() and not path.exists() and os.readlink(path).startswith("artifacts/"):
-            yield path
+    for link in list(workspace.path.iterdir()):
+        if link.is_symlink() and not link.exists() and os.readlink(link).startswith("artifacts/"):
+            link.unlink()

@@ -19,7 +19,7 @@ from pipeline.errors import PipelineError
 from pipeline.events import Listener
 from pipeline.files import link, link_place, make_directory
 from pipeline.manifest import Identity, Manifest
-from pipeline.plan import StagePlan, Status, at_most, complete, examine, foresee, identify, incomplete
+from pipeline.plan import StagePlan, at_most, complete, examine, foresee, identify, incomplete
 from pipeline.stage import stop_check
 from pipeline.workspace import Clock, Workspace
 
@@ -45,7 +45,7 @@ def run(
     plans: dict[str, StagePlan] = {}
     ahead: dict[str, StagePlan] = {}
     whole: dict[str, bool] = {}
-    done: list[Done] = []
+    done: dict[str, Done] = {}
     workspace.make()
     for spec in specs:
         for name in (spec.name, *spec.stage.links):
@@ -55,27 +55,27 @@ def run(
         workspace.hashes.note = partial(listener.note, spec.name)
         found = examine(spec, {name: plans[name] for name in spec.upstream}, workspace, spec.name in force)
         workspace.hashes.save()  # after a kill, do not read again what took minutes
-        cached = found.status is Status.CACHED
-        if cached:
-            listener.cached(spec.name, found.manifest)  # type: ignore[arg-type]
+        manifest, cached = found.manifest, found.manifest is not None
+        if manifest:
+            listener.cached(spec.name, manifest)
         else:
             stop_check(stopping)
             left = [s for s in specs if s.name not in plans]
             ahead = at_most(left, ahead | plans, workspace)
             foresee([spec, *incomplete(left[1:], plans, workspace, force, whole)], ahead)
-            manifest = _run_stage(found, plans, workspace, listener, stopping, spec.name in force)
-            found = complete(spec, manifest)
-        plans[spec.name] = found
-        _link(found, workspace)
-        manifests.stand(workspace.path, spec.name, found.manifest)  # type: ignore[arg-type]
+            inputs = {name: done[name].manifest for name in spec.upstream}
+            manifest = _run_stage(found, inputs, workspace, listener, stopping, spec.name in force)
+        plans[spec.name] = complete(spec, manifest)
+        done[spec.name] = Done(manifest, cached)
+        _link(spec, manifest, workspace)
+        manifests.stand(workspace.path, spec.name, manifest)
         workspace.hashes.save()
-        done.append(Done(found.manifest, cached))  # type: ignore[arg-type]
-    return done
+    return list(done.values())
 
 
 def _run_stage(
     found: StagePlan,
-    plans: Mapping[str, StagePlan],
+    inputs: Mapping[str, Manifest],
     workspace: Workspace,
     listener: Listener,
     stopping: Callable[[], bool],
@@ -83,20 +83,16 @@ def _run_stage(
 ) -> Manifest:
     spec, identity = found.spec, found.identity
     assert identity is not None  # all inputs are complete by now
-    inputs = {name: plans[name].manifest for name in spec.upstream}
     work = workspace.work(identity.kind, identity.fingerprint)
     if forced:
         _discard(workspace, identity)
     make_directory(work)
     clock = Clock.resume(workspace.heartbeat(identity))
-    context = workspace.context(
-        spec, identity.fingerprint, inputs,  # type: ignore[arg-type]
-        stopping=stopping, listener=listener, _clock=clock,
-    )  # fmt: skip
+    context = workspace.context(spec, identity.fingerprint, inputs, stopping=stopping, listener=listener, _clock=clock)
     listener.start(spec.name, found)
     clock.beat()  # `status` sees that the stage runs even before it reports progress
     output = spec.stage.run(context, spec.settings)
-    _check_unchanged(spec, identity, inputs, workspace)  # type: ignore[arg-type]
+    _check_unchanged(spec, identity, inputs, workspace)
     manifest = Manifest(
         stage=spec.name,
         fingerprint=identity.fingerprint,
@@ -109,7 +105,7 @@ def _run_stage(
         files=context.published or {},
         software=workspace.software,
     )
-    if lacking := workspace.lost(spec, manifest, inputs):  # type: ignore[arg-type]
+    if lacking := workspace.lost(spec, manifest, inputs):
         raise PipelineError(f"stage {spec.name}: its result is incomplete and was not recorded: {lacking}")
     manifests.write(workspace.path, manifest)
     shutil.rmtree(work, ignore_errors=True)
@@ -136,13 +132,12 @@ def _discard(workspace: Workspace, identity: Identity) -> None:
         shutil.rmtree(workspace.work(identity.kind, identity.fingerprint), ignore_errors=True)
 
 
-def _link(found: StagePlan, workspace: Workspace) -> None:
+def _link(spec: StageSpec, manifest: Manifest, workspace: Workspace) -> None:
     """Link the artifact by its stage's name, so that people find ``runs/quickstart/sft``."""
-    manifest = found.manifest
-    if manifest is None or manifest.artifact is None:
+    if manifest.artifact is None:
         return
     artifact = workspace.path / manifest.artifact
-    for target, name in [(artifact, found.spec.name), *((artifact / n, n) for n in found.spec.stage.links)]:
+    for target, name in [(artifact, spec.name), *((artifact / n, n) for n in spec.stage.links)]:
         path = workspace.path / name
         if not (path.is_symlink() and path.resolve() == target.resolve()):
             link(target, link_place(path))

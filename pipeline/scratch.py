@@ -7,6 +7,7 @@ which dies with its holder, shows whether a directory is abandoned.
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import time
@@ -26,7 +27,7 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
     """A new directory ``.tmp-NAME-*`` in ``parent``, deleted at the end, with or without an error."""
     make_directory(parent)
     prefix = f"{TEMPORARY}{name}-"
-    for left in parent.glob(f"{glob_escape(prefix)}*"):
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
         sweep_directory(left)
     with disk_errors(parent / name):
         directory = parent / f"{prefix}{uuid.uuid4().hex[:8]}"  # tempfile would use mode 0700
@@ -38,10 +39,6 @@ def scratch(parent: Path, name: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(descriptor)
-
-
-def glob_escape(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 def sweep_directory(directory: Path) -> bool:

@@ -33,7 +33,7 @@ class Settings(BaseModel):
     ELSEWHERE: ClassVar[Mapping[str, str]] = {}
     """Names that other tools use for keys of these settings: an error about such a name suggests ours."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 @dataclass(frozen=True, slots=True)

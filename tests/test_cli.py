@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -583,4 +584,5 @@ def test_the_line_of_a_stage_shows_nested_counts_and_no_more_than_fits() -> None
     figures = {"members": 120, "kept": 62, "rejected": {"duplicate": 54, "incorrect": 4}, "bias": {"by": "level"}}
     assert display.phrase(figures) == "kept 62, rejected duplicate 54, rejected incorrect 4"
     assert display.phrase({"heldout_pass_at_1": 0.5}) == "heldout pass@1 0.5"
+    assert display.phrase({"loss": math.nan, "perplexity": math.inf}) == "loss nan, perplexity inf"
     assert display.phrase({f"clip_{n}": n for n in range(30)}).endswith("clip 6 6, clip 7 7, …")

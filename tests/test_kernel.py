@@ -24,7 +24,7 @@ from pydantic import Field
 from recording import RecordingListener
 
 from pipeline import config, fingerprint, runner
-from pipeline.errors import Exit, InputError, PipelineError, Stopped
+from pipeline.errors import Busy, Exit, InputError, PipelineError, Stopped
 from pipeline.fingerprint import FileHashes, content_hash
 from pipeline.forking import held_back
 from pipeline.mistakes import nearest
@@ -564,13 +564,13 @@ with workspace_lock(Path(sys.argv[1]), wait=False, stopping=lambda: False, comma
 
 
 def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Path) -> None:
-    from pipeline.lock import Held, running, workspace_lock
+    from pipeline.lock import running, workspace_lock
 
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
         with (
-            pytest.raises(Held, match=rf"in use by process {holder.pid} .*\(holder\)") as caught,
+            pytest.raises(Busy, match=rf"in use by process {holder.pid} .*\(holder\)") as caught,
             workspace_lock(tmp_path, wait=False, stopping=lambda: False),
         ):
             pass
@@ -578,7 +578,7 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
         assert running(tmp_path) == holder.pid
         messages: list[str] = []
         with (
-            pytest.raises(Held),
+            pytest.raises(Busy),
             workspace_lock(tmp_path, wait=True, stopping=lambda: bool(messages), waiting=messages.append),
         ):
             pass

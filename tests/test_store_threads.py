@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from distill.store import Store
-from distill.store.opening import Busy
+from pipeline.errors import Busy
 
 
 def rows(*keys: str) -> list[dict[str, Any]]:

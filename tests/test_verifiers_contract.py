@@ -170,7 +170,7 @@ def test_the_catalog_finds_names_and_suggests_near_ones() -> None:
     assert "math" in names("verifiers") and resolve("verifiers", "math").name == "math"
     with pytest.raises(InputError, match="did you mean 'math'"):
         resolve("verifiers", "mth")
-    with pytest.raises(InputError, match="there are: "):
+    with pytest.raises(InputError, match="valid: "):
         resolve("verifiers", "zzzzzz")
     with pytest.raises(InputError, match="cannot be loaded"):
         resolve("verifiers", "no_such_module:Verifier")

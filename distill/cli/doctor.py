@@ -6,10 +6,11 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions
 from typing import NamedTuple
 
 from distill import modelspec, ownership
+from distill.cli.open import installed
 from distill.machine import cores
 from distill.modelspec import EMBEDDED
 from pipeline.errors import InputError
@@ -40,27 +41,17 @@ def doctor(as_json: bool) -> None:
 
 
 def _python() -> Iterator[Finding]:
-    good = sys.version_info >= (3, 11)
-    yield Finding("ok" if good else "broken", "python", f"{sys.version.split()[0]} at {sys.executable}")
+    yield Finding("ok", "python", f"{sys.version.split()[0]} at {sys.executable}")
 
 
 def _packages() -> Iterator[Finding]:
     for name in NEEDED:
-        try:
-            yield Finding("ok", name, version(name))
-        except PackageNotFoundError:
-            yield Finding("broken", name, "not installed; `make quickstart` or `pip install -e .` installs it")
+        there = installed(name)
+        missing = "not installed; `make quickstart` or `pip install -e .` installs it"
+        yield Finding("ok" if there else "broken", name, there or missing)
     for name, use in OPTIONAL.items():
-        names = {name, f"{name}-cpu"}
-        found = next((v for n in names if (v := _version(n))), None)
-        yield (Finding("ok", name, found) if found else Finding("note", name, f"not installed; needed for {use}"))
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+        there = installed(name) or installed(f"{name}-cpu")
+        yield Finding("ok" if there else "note", name, there or f"not installed; needed for {use}")
 
 
 def _devices() -> Iterator[Finding]:
@@ -96,13 +87,9 @@ def _names() -> Iterator[Finding]:
             if point.group == "console_scripts" and point.name == "distill"
         }
     )
-    script = shutil.which("distill")
     if owners == ["distill-reasoning"]:
-        yield Finding(
-            "ok",
-            "distill script",
-            script or "installed, but its directory is not on PATH; use python -m distill",
-        )
+        missing = "installed, but its directory is not on PATH; use python -m distill"
+        yield Finding("ok", "distill script", shutil.which("distill") or missing)
     elif owners:
         yield Finding("note", "distill script", f"{', '.join(owners)} install it too; use python -m distill")
     else:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from pipeline.errors import Exit, InputError, PipelineError
+from pipeline.errors import Busy, Exit, InputError
 from pipeline.files import TEMPORARY, disk_errors, fsync_directory, make_directory
 
 
@@ -25,10 +25,6 @@ class Rows(Protocol):
     def write(self, line: str) -> None: ...
 
     def complete(self) -> None: ...
-
-
-class Busy(PipelineError):
-    exit_code = Exit.AGAIN
 
 
 class Stdout:

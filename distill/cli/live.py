@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live as RichLive
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -104,4 +104,4 @@ class Live(Listener):
                 duration(row.left) if row.left is not None else "",
                 Text(STOPPING if stopping else phrase(row.figures), style="dim" if not running else ""),
             )
-        return Group(table)
+        return table

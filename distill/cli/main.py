@@ -287,15 +287,13 @@ def _misused(error: Exception) -> str | None:
 
 def _interrupted() -> None:
     """Exit here, because Python may end an interrupted process by the signal, whatever exit code it was given."""
+    kept = "; what was made is kept, run the same command again"
     if sys.argv[1:2] == ["ask"]:
-        try:
-            _fail("interrupted", Exit.AGAIN)
-        finally:
-            os._exit(Exit.AGAIN)
-    nothing_kept = sys.argv[1:2] == ["verify"] and not {"-o", "--output"} & {word.split("=")[0] for word in sys.argv}
-    kept = "nothing is kept without --output" if nothing_kept else "what was made is kept, run the same command again"
+        kept = ""
+    elif sys.argv[1:2] == ["verify"] and not {"-o", "--output"} & {word.split("=")[0] for word in sys.argv}:
+        kept = "; nothing is kept without --output"
     try:
-        _fail(f"interrupted; {kept}", Exit.AGAIN)
+        _fail(f"interrupted{kept}", Exit.AGAIN)
     finally:
         os._exit(Exit.AGAIN)
 

@@ -49,13 +49,16 @@ def aside(text: str) -> None:
 
 def software() -> dict[str, str]:
     """The versions that every manifest records. They are not part of any key."""
-    found = {"distill": __version__, "python": sys.version.split()[0]}
-    for name in RECORDED:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {name: there for name in RECORDED if (there := installed(name))}
+    return {"distill": __version__, "python": sys.version.split()[0], **found}
+
+
+def installed(distribution: str) -> str | None:
+    """The version of a distribution; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def store_at(pipeline: Path, workspace: Path | None) -> Store:

@@ -30,7 +30,9 @@ def prune(
     specs = [load(file, overrides, limit, workspace) for file in pipelines]
     space = workspace_of(_one_workspace(specs))
     command = shlex.join(["distill", *sys.argv[1:]])
-    with workspace_lock(space.path, wait=wait, stopping=lambda: False, command=command, waiting=_waiting):
+    with workspace_lock(
+        space.path, wait=wait, stopping=lambda: False, command=command, waiting=lambda text: aside(f"waiting {text}")
+    ):
         needed = needs(specs, space)
         space.hashes.save()
         before = time.time() - keep_days * DAY
@@ -42,10 +44,6 @@ def prune(
         print(f"\n{_summary(items, yes)}")
         if needed.waiting:
             print(f"{len(needed.waiting)} stages wait for others to run; what matches their settings is kept till then")
-
-
-def _waiting(text: str) -> None:
-    aside(f"waiting {text}")
 
 
 def _one_workspace(specs: Sequence[PipelineSpec]) -> PipelineSpec:

@@ -11,7 +11,7 @@ from distill.cli.display import duration, phrase
 from distill.cli.open import aside, load, workspace_of
 from distill.cli.table import show
 from pipeline.lock import LOCK, holder, running
-from pipeline.plan import StagePlan, Status, plan
+from pipeline.plan import StagePlan, plan
 from pipeline.workspace import Workspace
 
 
@@ -27,37 +27,27 @@ def status(pipeline: Path, workspace: Path | None, overrides: Sequence[str], lim
 
 
 def _row(item: StagePlan, space: Workspace, as_json: bool) -> dict[str, Any]:
-    state, seconds, done, total, figures = _state(item, space)
+    found = {"stage": item.spec.name, **_state(item, space)}
     if as_json:
-        return {
-            "stage": item.spec.name,
-            "state": state,
-            "seconds": seconds,
-            "done": done,
-            "total": total,
-            "figures": figures,
-        }
-    progress = f"{done:,}/{total:,}" if total else ""
-    time = duration(seconds) if seconds is not None else ""
+        return found
     return {
-        "stage": item.spec.name,
-        "state": state,
-        "progress": progress,
-        "time": time,
-        "figures": phrase(figures),
+        "stage": found["stage"],
+        "state": found["state"],
+        "progress": f"{found['done']:,}/{found['total']:,}" if found["total"] else "",
+        "time": "" if found["seconds"] is None else duration(found["seconds"]),
+        "figures": phrase(found["figures"]),
     }
 
 
-def _state(item: StagePlan, space: Workspace) -> tuple[str, float | None, int | None, int | None, dict[str, Any]]:
-    if item.status is Status.CACHED and item.manifest:
-        return "done", item.manifest.seconds, None, None, dict(item.manifest.figures)
+def _state(item: StagePlan, space: Workspace) -> dict[str, Any]:
+    if made := item.manifest:
+        return {"state": "done", "seconds": made.seconds, "done": None, "total": None, "figures": made.figures}
     if item.identity:
         try:
-            path = space.heartbeat(item.identity)
-            beat = json.loads(path.read_text())
+            beat = json.loads(space.heartbeat(item.identity).read_text())
             state = "running" if running(space.path) == beat["pid"] else "interrupted"
-            return state, beat["seconds"], beat["done"], beat["total"], beat["figures"]
+            return {"state": state, **{name: beat[name] for name in ("seconds", "done", "total", "figures")}}
         except (OSError, ValueError, KeyError, TypeError):
             pass
-    forecast = item.forecast
-    return "waiting", None, forecast.done if forecast else None, forecast.total if forecast else None, {}
+    done, total = (item.forecast.done, item.forecast.total) if item.forecast else (None, None)
+    return {"state": "waiting", "seconds": None, "done": done, "total": total, "figures": {}}

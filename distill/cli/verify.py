@@ -12,7 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from distill import tables
 from distill.answers import AnswerColumns, Tally, check_rows, judge_rows
 from distill.cli.display import Rate, duration
 from distill.cli.lines import Output, Rows, Stdout
+from distill.cli.open import aside
 from distill.cli.traces import printable
 from distill.types import Failure, Outcome
 from distill.verifiers import VerifierPool, build
@@ -59,7 +60,7 @@ def verify(
         for line in rows.kept():
             tally.add(line["verdict"], line["evidence"].get("failure"), line["reason"])
         kept = tally.rows
-        with VerifierPool(workers=workers, note=_note) as pool, _progress(total, kept, as_json, output) as progress:
+        with VerifierPool(workers=workers, note=aside) as pool, _progress(total, kept, as_json, output) as progress:
             left = islice(tables.read(file), kept, limit)
             for judged in judge_rows(left, columns, spec, pool, stopper, kept + 1):
                 rows.write(judged.line())
@@ -83,10 +84,6 @@ def verify(
     _refuse_if_all_failed(tally, built.name)
 
 
-def _note(text: str) -> None:
-    print(f"distill: {text}", file=sys.stderr, flush=True)
-
-
 def spec_of(text: str) -> Spec:
     """Parse a verifier: a name, a ``module:attribute``, or a spec in YAML or JSON."""
     spec: Spec = parse_value(text) if text.lstrip().startswith("{") else text
@@ -108,15 +105,10 @@ def _refuse_if_all_failed(tally: Tally, name: str) -> None:
         raise PipelineError(f"verifier {name}: failed on every answer ({asked:,}) and judged none; the first: {why}")
 
 
-@contextmanager
-def _rows(output: Path | None, file: Path, depends_on: list[Any]) -> Iterator[Rows]:
+def _rows(output: Path | None, file: Path, depends_on: list[Any]) -> AbstractContextManager[Rows]:
     if output is None:
-        with Stdout.open() as stdout:
-            yield stdout
-    else:
-        identity = content_hash([FileHashes().of(file), *depends_on])
-        with Output.open(output, identity) as lines:
-            yield lines
+        return Stdout.open()
+    return Output.open(output, content_hash([FileHashes().of(file), *depends_on]))
 
 
 @contextmanager

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, PlainSerializer
 
 from distill import engines, verification, verifiers
+from distill.engines.base import Engine
 from distill.engines.options import ThinkingSettings
 from distill.modelspec import Model
 from distill.prm import files
 from distill.prompting import Ask, PromptingSettings, asking
+from distill.spending import Spending
 from distill.store import Store
 from distill.store.records import problems
 from distill.types import Problem
@@ -62,6 +64,12 @@ def sampler(context: Context, store: Store, name: str, engine: engines.Options) 
     model = engines.model_of(name, engine, context)
     store.append("models", [{"model": model.identity, "name": name}])
     return model
+
+
+def open_engine(context: Context, store: Store, options: engines.Options, model: Model) -> Engine:
+    """Open an engine for a stage, which pays for its calls and stops it."""
+    spending = Spending(store, context.name)
+    return engines.open_engine(options, model, context.note, spending, context.stopping)
 
 
 def ask_of(

@@ -30,9 +30,9 @@ from distill.generation import UNANSWERED, Wanted, request_of, wanted
 from distill.lacking import lacking
 from distill.modelspec import StageOrName
 from distill.prompting import Prompting
-from distill.spending import Spending, spent_on
+from distill.spending import spent_on
 from distill.stages import until
-from distill.stages.common import ask_of, judged_as_now, sampler, store_of
+from distill.stages.common import ask_of, judged_as_now, open_engine, sampler, store_of
 from distill.store import Store
 from distill.store.records import problems, record_members
 from distill.types import Request
@@ -99,13 +99,12 @@ def run(context: Context, settings: GenerateSettings) -> Output:
     store = store_of(context)
     model = sampler(context, store, settings.teacher, settings.engine)
     tasks, wishes = _wishes(context, settings, store, model.identity)
-    spending = Spending(store, context.name)
-    open_engine = partial(engines.open_engine, settings.engine, model, context.note, spending, context.stopping)
+    opening = partial(open_engine, context, store, settings.engine, model)
     if settings.until:
-        digest, figures = until.make(context, store, settings.until, settings.cuts, tasks, wishes, open_engine)
+        digest, figures = until.make(context, store, settings.until, settings.cuts, tasks, wishes, opening)
         _check_any(context, settings, figures["members"], figures.get("left_out", 0))
         return Output(digest, {**_totals(store, digest), **figures})
-    standing = truncation.make_whole(store, wishes, open_engine, context, settings.limits)
+    standing = truncation.make_whole(store, wishes, opening, context, settings.limits)
     cut = truncation.cut_among(store, [wish.key for wish in standing]) if settings.truncated == "drop" else set()
     members = [(wish.problem_key, wish.key) for wish in standing if wish.key not in cut]
     _check_any(context, settings, len(members), len(standing) - len(members))

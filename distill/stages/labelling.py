@@ -18,8 +18,7 @@ from distill.prm import exact, groups, imported, rollouts
 from distill.prm.labels import Labelled
 from distill.prm.rollouts import Prefix, Tried
 from distill.prompting import Ask, plainly
-from distill.spending import Spending
-from distill.stages.common import resolved, sampler, store_of
+from distill.stages.common import open_engine, resolved, sampler, store_of
 from distill.stages.prm_labels import ExactLabels, FileLabels, GroupLabels, LabelSource, RolloutLabels, SlipLabels
 from distill.steps import Split, split
 from distill.store.records import Row, problem_of
@@ -42,14 +41,14 @@ def gather(
     if isinstance(source, SlipLabels):
         rows = problems_of(store_of(context), context.inputs[source.slips].digest, "train")
         found = [problem for _, problem in rows]
-        return _require_any(
-            context, source.slips, list(exact.planted(exact.Checkers(), found, split, source.chance, source.each, seed))
-        )
+        planted = exact.planted(exact.Checkers(), found, split, source.chance, source.each, seed)
+        return _require_any(context, source.slips, list(planted))
     if isinstance(source, ExactLabels):
-        checkers, tried = exact.Checkers(), _judged_traces(context, source.exact)
-        checked = [
-            exact.checked(checkers, t.key, t.problem, t.response, split, trace=t.key, correct=t.correct) for t in tried
-        ]
+        checkers = exact.Checkers()
+        checked = (
+            exact.checked(checkers, t.key, t.problem, t.response, split, trace=t.key, correct=t.correct)
+            for t in _judged_traces(context, source.exact)
+        )
         return _require_any(context, source.exact, [one for one in checked if one is not None])
     if isinstance(source, GroupLabels):
         return _groups(context, source, split)
@@ -85,17 +84,11 @@ def _judged_traces(context: Context, stage: str) -> list[Tried]:
         "WHERE m.collection = ? AND v.outcome <> 'unverifiable'",
         [context.inputs[stage].digest],
     )
-    return [
-        Tried(
-            row["trace_key"],
-            row["problem_key"],
-            problem_of(row),
-            response_of(row),
-            row["outcome"] == "correct",
-            row["asked"],
-        )
-        for row in sorted(rows, key=lambda row: row["position"])
-    ]
+    return [_tried(row, row["outcome"] == "correct") for row in sorted(rows, key=lambda row: row["position"])]
+
+
+def _tried(row: Row, correct: bool) -> Tried:
+    return Tried(row["trace_key"], row["problem_key"], problem_of(row), response_of(row), correct, row["asked"])
 
 
 # -- groups -----------------------------------------------------------------------------------
@@ -133,12 +126,11 @@ def _judged_rollouts(context: Context, stage: str) -> list[tuple[tuple[str, int]
         [manifest.fingerprint],
     )
     named = _judge_of(manifest.identity.settings)
-    counting = [r for r in rows if r["judge"] == canonical(settled(r["verifier"] if named is None else named))]
+    own = {row["verifier"] for row in rows}
+    judges = {name: canonical(settled(name if named is None else named)) for name in own}
+    counting = [row for row in rows if row["judge"] == judges[row["verifier"]]]
     return [
-        (
-            (row["problem_key"], row["step"]),
-            Tried(row["trace_key"], row["problem_key"], problem_of(row), response_of(row), row["score"] >= 0.5),
-        )
+        ((row["problem_key"], row["step"]), _tried(row, row["score"] >= 0.5))
         for row in sorted(counting, key=lambda row: (row["step"], row["problem_key"], row["group_index"]))
     ]
 
@@ -169,9 +161,7 @@ def _shared_engine(context: Context, source: RolloutLabels, stack: ExitStack) ->
     @cache
     def engine() -> Engine:
         model = engines.model_of(source.policy, source.engine, context)
-        spending = Spending(store_of(context), context.name)
-        opened = engines.open_engine(source.engine, model, context.note, spending, context.stopping)
-        return stack.enter_context(closing(opened))
+        return stack.enter_context(closing(open_engine(context, store_of(context), source.engine, model)))
 
     return engine
 

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from distill import budgets, engines, payoff, verification
+from distill import budgets, payoff, verification
 from distill.engines.options import USUAL
 from distill.generation import Wanted, missing_of, sample
 from distill.modelspec import Model
-from distill.spending import Spending
-from distill.stages.common import resolved
+from distill.stages.common import open_engine, resolved
 from distill.store import Store
 from distill.store.records import Row
 from pipeline.stage import Context, stop_check
@@ -72,9 +71,7 @@ class Measure:
             return
         stop_check(self._context.stopping)
         if self._engine is None:
-            spending = Spending(self._store, self._context.name)
-            about = self._context
-            opened = engines.open_engine(self._settings.engine, self._model, about.note, spending, about.stopping)
+            opened = open_engine(self._context, self._store, self._settings.engine, self._model)
             self._engine = self._stack.enter_context(closing(opened))
         sample(self._store, self._engine, missing, done, self._context, self._label)
 

@@ -7,7 +7,6 @@ while the body is trained whole, with LoRA, or not at all. Labels come from one 
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,7 +28,7 @@ from distill.stages.common import store_of
 from distill.stages.devices import check_memory, foreseen, threads, too_large
 from distill.stages.labelling import foresee, gather, label_rows
 from distill.stages.prm_labels import LabelSource, RolloutLabels
-from distill.stages.student import StudentSettings, load_student
+from distill.stages.student import StudentSettings, exported, load_student
 from distill.steps import Rule, Split, needs_tokens, splitter
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
@@ -242,14 +241,10 @@ def _publish(
 ) -> str:  # fmt: skip
     """Publish the directory that `distill.prm.files` describes; returns its content hash."""
     from distill.prm import head as heads
-    from distill.training.export import MODEL, export_student
 
-    built = context.work / "artifact"
-    shutil.rmtree(built, ignore_errors=True)
     head = heads.detach(network)
-    export_student(network, tokenizer, built, half=settings.export_precision == "bf16")
-    recorded = settings.model_dump(mode="json")
-    write_model_card(built / MODEL, context, ABOUT, settings.student, recorded)
+    built = exported(context, network, tokenizer, settings, "artifact")
+    write_model_card(built / modelspec.MODEL, context, ABOUT, settings.student, settings.model_dump(mode="json"))
     about = files.About(
         format=files.FORMAT,
         rule=settings.steps,

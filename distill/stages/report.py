@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 from distill.behaviours import CANDIDATES, shipped
+from distill.columns import Pattern
 from distill.emergence import Asked, Looking, observe
 from distill.report.data import Sources, gather
 from distill.stages.common import store_of
@@ -36,23 +37,13 @@ def _compiles(pattern: str) -> str:
     return pattern
 
 
-def _has_one_group(pattern: str) -> str:
-    if re.compile(pattern).groups != 1:
-        raise ValueError(f"{pattern!r}: needs one group (in parentheses) that captures the answer")
-    return pattern
-
-
-Pattern = Annotated[str, AfterValidator(_compiles)]
-NamesAnswer = Annotated[Pattern, AfterValidator(_has_one_group)]
-
-
 class EmergenceSettings(Settings):
     """What to look for in the rollouts of the stages that trained the student."""
 
-    phrases: dict[str, list[Pattern]] = Field(default_factory=dict)
+    phrases: dict[str, list[Annotated[str, AfterValidator(_compiles)]]] = Field(default_factory=dict)
     """More behaviours to count, by name, each a list of regular expressions. A name of a shipped one (`verification`,
     `backtracking`, `subgoals`) replaces it."""
-    candidates: list[NamesAnswer] = Field(default_factory=lambda: list(CANDIDATES))
+    candidates: list[Pattern] = Field(default_factory=lambda: list(CANDIDATES))
     """Regular expressions whose group is an answer that the thinking names before the final one."""
     each: Annotated[int, Field(ge=1)] = 200
     """Rollouts read for each point of a curve."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from distill.store import schema, shards
+from distill.store.schema import count_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -40,7 +41,7 @@ def behind(connection: duckdb.DuckDBPyConnection, directory: Path) -> bool:
         return True
     if _row_counts(connection, [directory / TABLE / name for name in listed]) != list(listed.values()):
         return True
-    return _count(connection, "trace_keys") != sum(listed.values()) or _count(connection, COLUMNS) > 0
+    return count_rows(connection, "trace_keys") != sum(listed.values()) or count_rows(connection, COLUMNS) > 0
 
 
 def _row_counts(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> list[int]:
@@ -59,7 +60,7 @@ def _row_counts(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) ->
 
 def take(connection: duckdb.DuckDBPyConnection, directory: Path, waiting: Sequence[Path], whole: Whole) -> int:
     """Take shards into the journal, and files that its list lacks; returns the number of rows added."""
-    before = _count(connection, "trace_keys")
+    before = count_rows(connection, "trace_keys")
     _forget_lost(connection, directory)
     listed = files(connection)
     unlisted = [path for path in shards.pending(directory, TABLE) if path.name not in listed]
@@ -67,7 +68,7 @@ def take(connection: duckdb.DuckDBPyConnection, directory: Path, waiting: Sequen
         _take_group(connection, directory, group)
     _unload(connection, directory)
     _merge_small(connection, directory)
-    return _count(connection, "trace_keys") - before
+    return count_rows(connection, "trace_keys") - before
 
 
 def files(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
@@ -87,7 +88,7 @@ def _take_group(connection: duckdb.DuckDBPyConnection, directory: Path, group: S
         final = shards.move(path, place / path.name)
         made[final] = shards.count(final)
     merged = place / shards.fresh_name()
-    if rows := shards.merge(merged, TABLE, shards.rows(others, TABLE, repeats)):
+    if rows := shards.merge(merged, TABLE, shards.rows(others, repeats)):
         made[merged] = rows
     with schema.transaction(connection):
         _add_files(connection, made, known=False)
@@ -131,7 +132,7 @@ def _forget_lost(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
     that was restored finds them in merged files, which it does not list.)"""
     listed = files(connection)
     lost = [name for name, rows in listed.items() if shards.count(directory / TABLE / name) != rows]
-    keys = _count(connection, "trace_keys")
+    keys = count_rows(connection, "trace_keys")
     if not lost and keys == sum(listed.values()):
         return
     with schema.transaction(connection):
@@ -149,7 +150,7 @@ def _add_keys(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> N
 
 def _unload(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
     """Move rows that an older distill kept in the database itself into a file, unless the journal has them."""
-    if not _count(connection, COLUMNS):
+    if not count_rows(connection, COLUMNS):
         return
     sql = f"SELECT * FROM {COLUMNS} ANTI JOIN trace_keys USING (trace_key)"
     final = directory / TABLE / shards.fresh_name()
@@ -165,7 +166,7 @@ def _merge_small(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
     if len(small) < MANY:
         return
     final = place / shards.fresh_name()
-    rows = shards.merge(final, TABLE, shards.rows([place / name for name in small], TABLE, {}))
+    rows = shards.merge(final, TABLE, shards.rows(place / name for name in small))
     with schema.transaction(connection):
         _remove_files(connection, small)
         _add_files(connection, {final: rows}, known=True)
@@ -189,8 +190,3 @@ def _recreate_view(connection: duckdb.DuckDBPyConnection) -> None:
     if about and about[0]:
         text = str(about[0]).replace("'", "''")
         connection.execute(f"COMMENT ON VIEW {TABLE} IS '{text}'")
-
-
-def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
-    ((found,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
-    return int(found)

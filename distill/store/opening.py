@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.errors import Exit, InputError, PipelineError
+from pipeline.errors import Busy, InputError, PipelineError
 from pipeline.files import disk_errors
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ PAUSE = 0.05
 _connecting = threading.Lock()
 """Held while connecting: DuckDB would give another thread a database that is only half opened."""
 _writers: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
-
-
-class Busy(PipelineError):
-    exit_code = Exit.AGAIN
 
 
 class NoMemory(PipelineError):

@@ -115,6 +115,11 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         raise
 
 
+def count_rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
+    ((found,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+    return int(found)
+
+
 def missing(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """The migrations that a store lacks."""
     known = applied(connection)

@@ -102,12 +102,12 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def rows(paths: Iterable[Path], table: str, without: Mapping[Path, Container[int]]) -> Iterator[pa.Table]:
+def rows(paths: Iterable[Path], without: Mapping[Path, Container[int]] | None = None) -> Iterator[pa.Table]:
     """The rows of files, a row group at a time, except those whose numbers are in ``without``."""
     import pyarrow.parquet as pq
 
     for path in paths:
-        leave, first = without.get(path, ()), 0
+        leave, first = (without or {}).get(path, ()), 0
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for index in range(file.num_row_groups):
                 part = file.read_row_group(index)
@@ -120,8 +120,7 @@ def batches(connection: duckdb.DuckDBPyConnection, sql: str, size: int = 2_000) 
     """The result of a query, streamed ``size`` rows at a time."""
     import pyarrow as pa
 
-    found = connection.sql(sql)
-    for batch in found.to_arrow_reader(size) or () if found is not None else ():
+    for batch in connection.sql(sql).to_arrow_reader(size):
         yield pa.Table.from_batches([batch])
 
 
@@ -171,12 +170,10 @@ def readable(path: Path) -> bool:
     Errors of the machine, not of the file (no descriptors, no memory, no permission), are raised.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for index in range(file.num_row_groups):
-                file.read_row_group(index)
+        for _ in rows([path]):
+            pass
     except (OSError, pa.ArrowInvalid) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill.store import filed, opening, schema, shards
-from distill.store.opening import Busy, Damaged, NoMemory, first_line
-from pipeline.errors import InputError, PipelineError
+from distill.store.opening import Damaged, NoMemory, first_line
+from pipeline.errors import Busy, InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, disk_is_full, make_directory
 from pipeline.lock import workspace_lock
 from pipeline.scratch import scratch
@@ -78,7 +78,7 @@ class Store:
         for group in shards.grouped(self._readable(paths), filed.GROUP):
             name = shards.fresh_name()
             added += _add(connection, table, group, [name])
-            shards.merge(self.journal / table / name, table, shards.rows(group, table, {}))
+            shards.merge(self.journal / table / name, table, shards.rows(group))
             for path in group:
                 path.unlink()
         return added
@@ -144,8 +144,8 @@ class Store:
             if table == filed.TABLE:
                 continue
             names, rows = known.get(table, (set(), 0))
-            (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
-            if there != rows or not names.issuperset(p.name for p in shards.pending(self.journal, table)):
+            there = {path.name for path in shards.pending(self.journal, table)}
+            if schema.count_rows(connection, table) != rows or not there <= names:
                 behind.append(table)
         return behind
 
@@ -154,7 +154,7 @@ class Store:
         if table == filed.TABLE:
             return self._take_traces(connection, [])
         connection.execute("DELETE FROM ingested WHERE table_name = ?", [table])
-        (there,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone() or (0,)
+        there = schema.count_rows(connection, table)
         connection.execute("INSERT INTO ingested VALUES (?, '', ?)", [table, there])
         groups = shards.grouped(self._readable(shards.pending(self.journal, table)), filed.GROUP)
         return sum(_add(connection, table, group, [path.name for path in group]) for group in groups)
@@ -284,12 +284,13 @@ class Store:
 
     def among(self, column: str, keys: Iterable[str], sql: str) -> list[dict[str, Any]]:
         """As `rows`, for a query of a table `wanted`, whose only ``column`` holds ``keys``. No rows without a store."""
+        wanted = list(keys)
+        if not wanted or not self.path.exists():
+            return []
         import pyarrow as pa
 
-        if not self.path.exists():
-            return []
         with self.reading() as connection:
-            connection.register("wanted", pa.table({column: pa.array(list(keys), pa.string())}))
+            connection.register("wanted", pa.table({column: pa.array(wanted, pa.string())}))
             return _dicts(connection.execute(sql))
 
     def present(self, table: str, keys: Iterable[str]) -> set[str]:
