@@ -47,9 +47,12 @@ def bins_of(rows: Sequence[Row]) -> tuple[str, list[str]]:
 def bias(rows: Sequence[Row], kept: Sequence[bool]) -> dict[str, Any]:
     """The problems asked and the traces generated and kept per bin, easiest first, with a one-sentence summary."""
     by, names = bins_of(rows)
+    members: dict[str, list[tuple[Row, bool]]] = defaultdict(list)
+    for row, keep, name in zip(rows, kept, names, strict=True):
+        members[name].append((row, keep))
     found = []
-    for name in sorted(set(names), key=_order):
-        inside = [(row, keep) for row, keep, own in zip(rows, kept, names, strict=True) if own == name]
+    for name in sorted(members, key=_order):
+        inside = members[name]
         chosen = [row for row, keep in inside if keep]
         found.append(
             {
