@@ -53,10 +53,15 @@ def test_a_lone_surrogate_in_a_trace_becomes_the_replacement_character() -> None
     assert (found.thinking, found.answer) == ("\ufffd", "\ufffd")
 
 
-@pytest.mark.parametrize("difficulty", ["1e999", "1000000000000", "2.5", "NaN", '"hard"', "null"])
+@pytest.mark.parametrize("difficulty", ["1e999", "1000000000000", "2.5", "NaN", '"hard"'])
 def test_a_difficulty_that_is_not_an_integer_is_reported_with_its_line(difficulty: str) -> None:
     with pytest.raises(InputError, match=r"^f\.jsonl:3: column 'd' is not a whole number"):
         problem(f'{{"q": "x", "a": "1", "d": {difficulty}}}', "d")
+
+
+@pytest.mark.parametrize("difficulty", ["null", '""'])
+def test_an_empty_difficulty_is_unknown(difficulty: str) -> None:
+    assert problem(f'{{"q": "x", "a": "1", "d": {difficulty}}}', "d").difficulty is None
 
 
 def test_nan_in_tests_is_reported_with_its_line() -> None:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -316,6 +318,46 @@ def test_the_result_of_a_query_is_written_to_a_file(store: Store, tmp_path: Path
     assert len(distill(*sql, "--limit", "1", "--json", cwd=tmp_path).stdout.splitlines()) == 1
 
 
+def test_a_file_of_rows_has_the_columns_and_types_of_the_query(store: Store, tmp_path: Path) -> None:
+    def written(query: str, name: str) -> Path:
+        distill("traces", "sql", query, "-w", "w", "--output", name, cwd=tmp_path)
+        return tmp_path / name
+
+    late = pq.read_table(written("SELECT CASE WHEN range > 4000 THEN 'x' END AS late FROM range(4002)", "late.parquet"))
+    assert late.schema.field("late").type == pa.string() and late["late"].to_pylist()[4000:] == [None, "x"]
+    total = pq.read_table(written("SELECT sum(range) AS a, 1 AS a FROM range(4)", "sum.parquet"))
+    assert total.to_pylist() == [{"a": 6, "a_1": 1}]
+    assert pq.read_table(written("SELECT 1 AS n WHERE false", "none.parquet")).schema.names == ["n"]
+    assert written("SELECT 1 AS n, 2 AS m WHERE false", "none.csv").read_text() == "n,m\n"
+    failing = "SELECT CASE WHEN range > 4000 THEN 'x' ELSE '1' END::INTEGER FROM range(5000)"
+    for query, why in ((failing, "Could not convert string 'x'"), ("SELECT INTERVAL 1 DAY", "cast it in the query")):
+        assert why in refused("traces", "sql", query, "-w", "w", "--output", "no.parquet", cwd=tmp_path)
+    assert not (tmp_path / "no.parquet").exists()
+
+
+def test_an_export_that_is_imported_is_the_same(tmp_path: Path) -> None:
+    store = Store(tmp_path / "w")
+    hard, unknown = ADD, replace(TIMES, difficulty=None, source=ADD.source, licence=ADD.licence)
+    cut = replace(trace(unknown, 1, "so", "then 4"), finish=Finish.LENGTH)
+    put(
+        store,
+        [(hard, trace(hard, 0, "hm", "3"), None), (unknown, cut, None), (hard, trace(hard, 1, "so", "", False), None)],
+    )
+    distill("traces", "export", "out", "-w", "w", cwd=tmp_path)
+    options = ("--form", "distill", "--teacher", "r1", "--source", ADD.source, "--licence", ADD.licence)
+    distill("traces", "import", "out", "-w", "again", *options, "--verifier", ADD.verifier, cwd=tmp_path)
+    sql = (
+        "SELECT p.* EXCLUDE (problem_id, origin), t.thinking, t.answer, t.closed, t.finish FROM traces t "
+        "JOIN problems p USING (prompt_key) ORDER BY ALL"
+    )
+    there = [distill("traces", "sql", sql, "-w", name, "--json", cwd=tmp_path).stdout for name in ("w", "again")]
+    assert there[0] == there[1] and there[0].count("\n") == 3
+    twice = pa.concat_tables([pq.read_table(file) for file in (tmp_path / "out/data").iterdir()] * 2)
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    said = distill("traces", "import", "twice.parquet", "-w", "third", *options, cwd=tmp_path).stdout
+    assert "3 traces of twice.parquet are in third (3 repeats left out):" in said
+
+
 def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
     rows = [{"q": "2 + 2", "r": f"<think>\nlet me see {n}\n</think>\n\n{n}", "a": "4"} for n in range(6)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -335,7 +377,7 @@ def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
         "a",
     )
     for _ in range(2):
-        assert "6 traces of t.jsonl are in w" in distill(*take, cwd=tmp_path).stdout
+        assert "6 traces of t.jsonl are in w:" in distill(*take, cwd=tmp_path).stdout
     assert len(listed(tmp_path)) == 6
     distill("traces", "export", "out", "-w", "w", cwd=tmp_path)
     assert "# w\n\n6 reasoning traces on 1 problems, imported" in (tmp_path / "out/README.md").read_text()

@@ -222,6 +222,20 @@ def test_a_row_of_generations_is_several_traces_and_a_bad_one_is_named(tmp_path:
     ]
 
 
+def test_a_response_that_its_publisher_says_was_cut_off_is_not_selected(tmp_path: Path) -> None:
+    rows = [{"q": "1 + 1", "r": "2", "g": ["\\boxed{2}", "so, 2"], "f": ["stop", "length"]}]
+    rows += [{"q": "2 + 2", "r": "4", "g": ["\\boxed{4}"], "f": None}]
+    (*_, selected), _ = run(
+        tmp_path, write(tmp_path / "t.jsonl", rows), "prompt: q, reference: r, generations: g, finish: f"
+    )
+    assert (selected.figures["kept"], selected.figures["rejected"]) == (2, {"truncated": 1})
+    rows = [{"q": "1 + 1", "r": "2", "a": "\\boxed{2}", "f": end} for end in ("end_turn", "max_tokens")]
+    (*_, selected), _ = run(
+        tmp_path / "plain", write(tmp_path / "p.jsonl", rows), "prompt: q, reference: r, answer: a, finish: f"
+    )
+    assert (selected.figures["kept"], selected.figures["rejected"]) == (1, {"truncated": 1})
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [

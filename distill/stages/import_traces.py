@@ -69,6 +69,9 @@ class ImportSettings(Settings):
     flags: str | None = later()
     """A column of lists that say which `generations` the publisher found correct. They are kept as verdicts of
     `published`, to compare with our verifiers' (`distill traces diff-verifiers`)."""
+    finish: Column | None = later()
+    """The column that says how a response ended, of lists with `generations`. Those that ended by `length` (or
+    `max_tokens`) were cut off, and `select` leaves them out. Without it, only thinking that never ends shows this."""
     tags: list[str] | None = later()
     """The two tags around the thinking, or four (around the answer too), if they are not `<think>`."""
     reference: Column | dict[str, Column] | None = None
@@ -108,7 +111,9 @@ class ImportSettings(Settings):
 
     @property
     def columns(self) -> TraceColumns:
-        return TraceColumns(self.answer, self.thinking, self.messages, self.tags or (), self.generations, self.flags)
+        return TraceColumns(
+            self.answer, self.thinking, self.messages, self.tags or (), self.generations, self.flags, self.finish
+        )
 
     @property
     def data(self) -> huggingface.DataSet | None:
@@ -224,7 +229,7 @@ def _trace(published: PublishedTrace, problem: Problem, model: str, sample_index
         prompt_ids=(),
         token_ids=(),
         logprobs=None,
-        finish=Finish.STOP if published.closed else Finish.LENGTH,
+        finish=Finish.LENGTH if published.cut or not published.closed else Finish.STOP,
         prompt_tokens=estimate_tokens(problem.prompt),
     )
 
@@ -239,8 +244,9 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
 
 
 def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
-    texts = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
-    columns, skip = (settings.prompt, *texts, settings.reference, settings.difficulty), settings.on_bad_row == "skip"
+    texts = (settings.thinking, settings.answer, settings.messages, settings.generations)
+    others = (settings.flags, settings.finish, settings.reference, settings.difficulty)
+    columns, skip = (settings.prompt, *texts, *others), settings.on_bad_row == "skip"
     if settings.data:
         return unreadable_set(settings.data, columns, skip)
     return unreadable(settings.rows(), columns, skip)
