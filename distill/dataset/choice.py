@@ -5,7 +5,7 @@ All of them are conditions on the view `overview`; a stage's rows are a collecti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,13 @@ def of_stage(workspace: Path, name: str) -> Manifest:
 def _makes(kind: str) -> str | None:
     """What stages of a kind produce; None for a kind that this distill does not know."""
     return catalog.stage(kind).produces if kind in catalog.names("stages") else None
+
+
+def problem_sets(workspace: Path, chain: Collection[Manifest]) -> list[str]:
+    """The outputs of the stages that make problems: those in ``chain``, and the current ones of the workspace, as a
+    pipeline may hold out problems in a stage of its own. Empty if none is known."""
+    found = [m for m in recorded(workspace) if _makes(m.identity.kind) == "problems"]
+    return sorted({m.digest for m in found if m in chain or manifests.current(workspace, m.stage) == m})
 
 
 def recorded(workspace: Path) -> Iterator[Manifest]:
