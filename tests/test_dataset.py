@@ -185,6 +185,23 @@ def count(store: Store, choice: Choice) -> int:
         return write.choose(connection, choice)
 
 
+def test_a_trace_kept_by_one_of_two_references_is_exported_with_that_one(tmp_path: Path) -> None:
+    """Problems with one prompt share their traces. The first of these two has a wrong reference."""
+    wrong, one, store = replace(ADD, reference="5"), SAID[0][1], Store(tmp_path)
+    put(store, [(wrong, one, None), (ADD, one, None)])
+    problem_keys = [problem_row(problem)["problem_key"] for problem in (wrong, ADD)]
+    rows = [
+        verdict_row(key, one.key, problem, verdict, "math")
+        for key, problem, verdict in zip("wr", problem_keys, (WRONG, right()), strict=True)
+    ]
+    store.append("verdicts", rows)
+    judged = record_members(store, [("verdict", "w"), ("verdict", "r")])
+    selection = record_members(store, [("rejected", one.key), ("kept", one.key)])
+    write.export(store, Choice(selection, verdicts=judged), tmp_path / "out.parquet")
+    (row,) = read(tmp_path / "out.parquet")
+    assert (row.get("outcome"), row.get("reference")) == ("correct", "4")
+
+
 def test_filters(store: Store) -> None:
     selection = record_members(store, [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key)])
     judged = record_members(store, [("verdict", f"v-{SAID[1][1].key}")])

@@ -30,13 +30,15 @@ AS_JUDGED_THERE = """(
         SELECT v.trace_key, v.problem_key, v.outcome, v.score, v.verifier, v.version,
             p.problem_id, p.source, p.difficulty
         FROM members m JOIN verdicts v ON v.verdict_key = m.row_key JOIN problems p USING (problem_key)
-        WHERE m.collection = $verdicts QUALIFY row_number() OVER (PARTITION BY v.trace_key ORDER BY m.position) = 1)
+        WHERE m.collection = $verdicts QUALIFY row_number() OVER (
+            PARTITION BY v.trace_key ORDER BY v.outcome <> 'correct', m.position) = 1)
     SELECT o.* REPLACE (
         own.problem_key AS problem_key, own.problem_id AS problem_id, own.source AS source,
         own.difficulty AS difficulty, own.outcome AS outcome, own.score AS score, own.verifier AS verifier,
         own.version AS version)
     FROM overview o JOIN own USING (trace_key))"""
-"""`overview`, with the verdicts of one stage in place of the newest."""
+"""`overview`, with the verdicts of one stage in place of the newest. If it judged a trace by several references, the
+correct verdict counts, as in training (`distill.store.records.KEPT`)."""
 
 
 @dataclass(frozen=True, slots=True)
