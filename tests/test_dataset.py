@@ -274,6 +274,12 @@ def test_the_card_of_a_selection_shows_what_was_rejected_and_why(store: Store) -
     assert "with what was rejected" in card.render(found)
 
 
+def test_a_long_cell_of_a_table_shows_that_it_was_cut() -> None:
+    long = "a | b < c " * 40
+    (row,) = card.table([{"system": long}]).splitlines()[2:]
+    assert row.endswith("… |") and row.replace("\\|", "|").replace("&lt;", "<") == f"| {long[:299]}… |"
+
+
 def test_the_card_counts_duplicates_and_heldout_problems(store: Store) -> None:
     put(store, [(TIMES, trace(TIMES, 5, "", "6"), None)])
     record_members(store, [("heldout", problem_row(ADD)["problem_key"]), ("train", problem_row(TIMES)["problem_key"])])

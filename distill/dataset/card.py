@@ -149,8 +149,9 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return " ".join(text.split())[:300]
+    text = " ".join(str(value).split())
+    text = text if len(text) <= 300 else f"{text[:299]}…"
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def fenced(text: str, language: str = "") -> str:

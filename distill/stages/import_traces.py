@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill import forms, huggingface, keys, tables
 from distill.columns import Column, Pattern, ProblemColumns, unreadable
 from distill.published import PublishedTrace, TraceColumns
-from distill.sources import least, unreadable_set
+from distill.sources import NAMED, least, unreadable_set
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import Row as StoreRow
 from distill.store.records import batched, problem_row, record_members, trace_row, verdict_row
@@ -144,6 +144,8 @@ def run(context: Context, settings: ImportSettings) -> Output:
         stop_check(context.stopping)
     if not members:
         raise InputError(f"{settings.file or settings.dataset}: holds no trace that can be used")
+    if tally["skipped"] > NAMED:
+        context.note(f"skipped {tally['skipped']:,} in all; the first {NAMED} are named")
     if thoughtless:
         context.note(
             f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text), so only their answers "
@@ -196,7 +198,8 @@ def _responses(
                 if settings.on_bad_row == "stop":
                     raise
                 tally["skipped"] += 1
-                context.note(f"skipped {error}")
+                if tally["skipped"] <= NAMED:
+                    context.note(f"skipped {error}")
                 if error is not published:
                     break  # the problem cannot be used, so no trace of the row can
             else:
