@@ -262,7 +262,7 @@ class ProblemColumns:
         if self.difficulty is None:
             return None
         value = cell(row, self.difficulty)
-        if value == "" and is_template(self.difficulty):
+        if value is None or value == "":  # as in an export of problems some of which have none
             return None
         try:
             found = int(value)

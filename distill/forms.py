@@ -100,6 +100,10 @@ PROBLEMS: dict[str, Form] = {
 }  # fmt: skip
 
 TRACES: dict[str, Form] = {
+    "distill": Form(
+        "what `distill traces export` writes; source, licence and verifier are one for the whole file",
+        {"messages": "messages", "reference": "reference", "difficulty": "difficulty", "finish": "finish"},
+    ),
     "messages": Form(
         "conversations of role and content, the thinking in <think> tags", {"messages": "messages"},
     ),

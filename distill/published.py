@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.columns import cell
@@ -21,6 +21,8 @@ from pipeline.errors import InputError
 
 ROLES = {"human": "user", "gpt": "assistant"}
 """The role names in ``from``/``value`` conversations."""
+CUT = ("length", "max_tokens")
+"""How servers call the end of a response that reached its token limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +36,13 @@ class PublishedTrace:
     system: str | None = None
     flag: bool | None = None
     """Whether its publisher marked the answer as right or wrong; None if neither."""
+    cut: bool = False
+    """Whether its publisher says that it was cut off at a token limit."""
 
     @property
     def text(self) -> str:
-        return f"{self.thinking}\x1f{self.answer}"
+        """What the trace is known by."""
+        return "\x1f".join([self.thinking, self.answer, *(["cut"] if self.cut else [])])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class TraceColumns:
 
     Either ``messages``; or ``answer``, with or without ``thinking``; or ``generations``, a list of responses, each of
     which is a trace, and optionally ``flags``, a list of booleans of the same length. ``tags`` are the opening and
-    closing tags of the thinking, if not ``<think>``, and optionally those of the answer too.
+    closing tags of the thinking, if not ``<think>``, and optionally those of the answer too. ``finish`` says how a
+    response ended (`CUT`); with ``generations``, it is a list.
     """
 
     answer: str | None = None
@@ -55,6 +61,7 @@ class TraceColumns:
     tags: Sequence[str] = ()
     generations: str | None = None
     flags: str | None = None
+    finish: str | None = None
 
     def each(self, row: Row) -> Iterator[PublishedTrace | InputError]:
         """Yield every trace of a row; for one that cannot be used, the error."""
@@ -63,26 +70,20 @@ class TraceColumns:
                 yield self.read(row)
                 return
             responses = _list(row, self.generations)
-            flags = (
-                _list(row, self.flags) if self.flags and row.get(self.flags) is not None else [None] * len(responses)
-            )
-            if len(flags) != len(responses):
-                raise InputError(
-                    f"{row.where}: column {self.flags!r} has {len(flags)} items for {len(responses)} generations"
-                )
+            flags, ends = (_beside(row, column, len(responses)) for column in (self.flags, self.finish))
         except InputError as error:
             yield error
             return
-        for number, (response, flag) in enumerate(zip(responses, flags, strict=True), start=1):
-            yield self._generation(f"{row.where}: column {self.generations!r}, item {number}", response, flag)
+        for number, parts in enumerate(zip(responses, flags, ends, strict=True), start=1):
+            yield self._generation(f"{row.where}: column {self.generations!r}, item {number}", *parts)
 
-    def _generation(self, where: str, response: Any, flag: Any) -> PublishedTrace | InputError:
+    def _generation(self, where: str, response: Any, flag: Any, end: Any) -> PublishedTrace | InputError:
         if not isinstance(response, str) or not response.strip():
             return InputError(f"{where}: is {'empty' if response in (None, '') else 'not text'}")
         if not isinstance(flag, bool | None):
             return InputError(f"{where}: its flag in {self.flags!r} is {str(flag)[:40]!r}, neither true nor false")
         parts = split_thinking(_usual(whole_letters(response), self.tags), opened=response.lstrip().startswith(OPEN))
-        return PublishedTrace(parts.thinking, parts.answer, parts.closed, flag=flag)
+        return PublishedTrace(parts.thinking, parts.answer, parts.closed, flag=flag, cut=end in CUT)
 
     def read(self, row: Row) -> PublishedTrace:
         """The trace of a row. Raises `InputError` with file and line if it is empty."""
@@ -95,7 +96,7 @@ class TraceColumns:
             trace = PublishedTrace(parts.thinking, parts.answer, parts.closed)
         if not trace.thinking and not trace.answer:
             raise InputError(f"{row.where}: the trace is empty (on_bad_row: skip leaves such rows out)")
-        return trace
+        return replace(trace, cut=cell(row, self.finish) in CUT) if self.finish else trace
 
 
 def _in_columns(thinking: str, answer: str) -> PublishedTrace:
@@ -141,6 +142,16 @@ def _list(row: Row, column: str, of: str = "") -> list[Any]:
         found = None
     if not isinstance(found, list):
         raise InputError(f"{row.where}: column {column!r} is not a list{of}")
+    return found
+
+
+def _beside(row: Row, column: str | None, count: int) -> list[Any]:
+    """The items of a column that has one for each of ``count`` generations, or none at all."""
+    if column is None or row.get(column) is None:
+        return [None] * count
+    found = _list(row, column)
+    if len(found) != count:
+        raise InputError(f"{row.where}: column {column!r} has {len(found)} items for {count} generations")
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from distill import difficulty
 from distill.store import Store
-from distill.store.records import Row, batched
+from distill.store.records import Row
 from distill.verifiers.language import LEAST_WORDS, SCRIPTS, share
 
 if TYPE_CHECKING:
@@ -85,22 +85,28 @@ def _read(store: Store, rows: Sequence[Row], places: Sequence[int], settings: Se
     sketches: dict[int, Any] = {}
     if settings.language is None and settings.max_similarity is None:
         return Read(frozenset(), sketches)
-    for some in batched(places, BATCH):
-        texts = _texts(store, [rows[at]["trace_key"] for at in some])
+    places_of: dict[str, list[int]] = defaultdict(list)
+    for at in places:
+        places_of[rows[at]["trace_key"]].append(at)
+    for batch in _texts(store, list(places_of)):
         if settings.language is not None:
-            foreign |= {at for at, parts in zip(some, texts, strict=True) if _foreign(parts, settings)}
+            foreign |= {at for key, *parts in batch if _foreign(parts, settings) for at in places_of[key]}
         if settings.max_similarity is not None:
-            sketches |= dict(zip(some, _sketches(["\n\n".join(parts) for parts in texts]), strict=True))
+            found = _sketches(["\n\n".join(parts) for _, *parts in batch])
+            sketches |= {at: sketch for (key, *_), sketch in zip(batch, found, strict=True) for at in places_of[key]}
     return Read(frozenset(foreign), sketches)
 
 
-def _texts(store: Store, keys: Sequence[str]) -> list[tuple[str, str]]:
-    """(thinking, answer) of each trace."""
-    rows = store.among(
-        "trace_key", keys, "SELECT trace_key, thinking, answer FROM traces SEMI JOIN wanted USING (trace_key)"
-    )
-    found = {row["trace_key"]: (row["thinking"], row["answer"]) for row in rows}
-    return [found[key] for key in keys]
+def _texts(store: Store, keys: Sequence[str]) -> Iterator[list[tuple[str, str, str]]]:
+    """(key, thinking, answer) of each trace, in batches. All come from one query, since each takes a scan of the
+    traces."""
+    import pyarrow as pa
+
+    with store.reading() as connection:
+        connection.register("wanted", pa.table({"trace_key": pa.array(keys, pa.string())}))
+        result = connection.execute("SELECT trace_key, thinking, answer FROM traces SEMI JOIN wanted USING (trace_key)")
+        while batch := result.fetchmany(BATCH):
+            yield batch
 
 
 def _foreign(parts: Sequence[str], settings: SelectSettings) -> bool:

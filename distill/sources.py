@@ -29,6 +29,8 @@ from pipeline.fingerprint import FileHashes
 from pipeline.stage import File, Settings, later
 
 Count = Annotated[int, Field(ge=0)]
+NAMED = 20
+"""Skipped rows that are named; more would bury everything else."""
 SPLITS = ("heldout", "train")
 """Held-out problems come first: a problem in both splits stays held out and is not trained on."""
 
@@ -224,7 +226,7 @@ def _rows(source: RowSource, limit: int | None, note: Callable[[str], None]) -> 
         source.prompt, source.reference, source.reference_pattern, source.difficulty, source.instruction
     )
     take = least(source.take, limit)
-    made = 0
+    made = skipped = 0
     for row in source.rows():
         if made >= take:
             break
@@ -234,7 +236,11 @@ def _rows(source: RowSource, limit: int | None, note: Callable[[str], None]) -> 
         except InputError as error:
             if source.on_bad_row == "stop":
                 raise
-            note(f"skipped {error}")
+            skipped += 1
+            if skipped <= NAMED:
+                note(f"skipped {error}")
+    if skipped > NAMED:
+        note(f"skipped {skipped:,} rows of {source.place} in all; the first {NAMED} are named")
     if not made:  # beside other sources nobody would notice
         raise InputError(f"{source.place}: holds no usable problem")
 

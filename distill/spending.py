@@ -66,11 +66,20 @@ def spent(store: Store, account: str) -> Bill:
     return Bill(prompt, cached, tokens, Decimal(cost))
 
 
+PIECES = (
+    "WITH RECURSIVE pieces AS (SELECT trace_key FROM ({traces}) UNION SELECT t.continues FROM traces t "
+    "JOIN pieces USING (trace_key) WHERE t.continues IS NOT NULL) SELECT trace_key FROM pieces"
+)
+"""Traces (a query of their keys) and, of those that continue a cut one, all that came before."""
+
+
 def spent_on(store: Store, collection: str) -> Mapping[str, Any]:
-    """The calls, tokens and cost of a collection's traces, over all runs; empty if there were no calls."""
+    """The calls, tokens and cost of a collection's traces, over all runs, with those of the cut traces that they
+    continue; empty if there were no calls."""
+    members = "SELECT row_key AS trace_key FROM members WHERE collection = ?"
     row = store.rows(
         "SELECT count(*) AS calls, sum(prompt_tokens + tokens)::BIGINT AS paid_tokens, sum(cost) AS cost FROM calls "
-        "SEMI JOIN (SELECT row_key AS request_key FROM members WHERE collection = ?) USING (request_key)",
+        f"WHERE request_key IN ({PIECES.format(traces=members)})",
         [collection],
     )[0]
     if not row["calls"]:

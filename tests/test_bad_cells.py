@@ -53,10 +53,28 @@ def test_a_lone_surrogate_in_a_trace_becomes_the_replacement_character() -> None
     assert (found.thinking, found.answer) == ("\ufffd", "\ufffd")
 
 
-@pytest.mark.parametrize("difficulty", ["1e999", "1000000000000", "2.5", "NaN", '"hard"', "null"])
+@pytest.mark.parametrize("difficulty", ["1e999", "1000000000000", "2.5", "NaN", '"hard"'])
 def test_a_difficulty_that_is_not_an_integer_is_reported_with_its_line(difficulty: str) -> None:
     with pytest.raises(InputError, match=r"^f\.jsonl:3: column 'd' is not a whole number"):
         problem(f'{{"q": "x", "a": "1", "d": {difficulty}}}', "d")
+
+
+@pytest.mark.parametrize("difficulty", ["null", '""'])
+def test_an_empty_difficulty_is_unknown(difficulty: str) -> None:
+    assert problem(f'{{"q": "x", "a": "1", "d": {difficulty}}}', "d").difficulty is None
+
+
+def test_counting_rows_agrees_with_reading_them(tmp_path: Path) -> None:
+    lines = b'\n{"a": 1}\r\n \nnot json\n\xff\n{"a": "x\xe2\x80\xa8y"}'
+    (tmp_path / "r.jsonl").write_bytes(lines)
+    (tmp_path / "r.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "r.csv").write_bytes(b'a,b\n1,"x\ny"\n\n2,3\n')
+    pq.write_table(pa.table({"a": range(2500)}), tmp_path / "r.parquet")
+    found = {path.name: (tables.count(path), len(list(tables.read(path)))) for path in tmp_path.iterdir()}
+    assert found == {"r.jsonl": (4, 4), "r.jsonl.gz": (4, 4), "r.csv": (2, 2), "r.parquet": (2500, 2500)}
+    (tmp_path / "r.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        tables.count(tmp_path / "r.parquet")
 
 
 def test_nan_in_tests_is_reported_with_its_line() -> None:

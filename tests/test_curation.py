@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from typer.testing import CliRunner
 from distill import catalog
 from distill.cli.main import app
 from distill.curation import words
-from distill.curation.contamination import Evaluations, Item
+from distill.curation.contamination import CANDIDATES, Evaluations, Item
 from distill.curation.duplicates import near_duplicates
 from distill.curation.frame import Frames
 from distill.curation.minhash import Sketches, candidates, estimates, jaccard, rows_of_a_band
@@ -34,6 +36,8 @@ from pipeline.workspace import Workspace
 quick = settings(deadline=None, max_examples=25, database=None)
 
 VOCABULARY = [f"w{n}" for n in range(400)]
+ACCENTED = "Déterminez l'aire du triangle équilatéral dont le côté mesure trois mètres et dont la base est inconnue"
+ITALIC = "Let \U0001d465 be a real number such that \U0001d465² is \uff19; which values can \U0001d465 have?"
 
 
 def sentence(seed: object, length: int) -> list[str]:
@@ -44,12 +48,20 @@ def sentence(seed: object, length: int) -> list[str]:
 
 
 @quick
-@given(st.text())
+@given(st.text(st.characters(codec="ascii")))
 def test_ascii_texts_are_split_like_all_others(text: str) -> None:
     folded = text.casefold()
     assert words.words(text) == words.WORD.findall(folded)
     assert words.tokens(text) == words.TOKEN.findall(folded)
     assert "".join(words.tokens(text)) == "".join(folded.split())
+
+
+@quick
+@given(st.text())
+def test_how_unicode_writes_a_letter_makes_no_difference(text: str) -> None:
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        assert words.words(unicodedata.normalize(form, text)) == words.words(text)
+        assert words.tokens(unicodedata.normalize(form, text)) == words.tokens(text)
 
 
 def test_tokens_keep_signs_and_chinese_characters_are_words() -> None:
@@ -184,6 +196,35 @@ def test_the_share_tells_a_copy_from_a_common_phrase() -> None:
     assert copy.share == 1.0 and phrase.share == pytest.approx(1 / 28)
 
 
+def test_the_item_that_was_copied_is_found_among_many_that_share_more_of_their_words() -> None:
+    preamble = " ".join(sentence("preamble", 30))
+    items = [Item("set", f"{k:03}", "", f"{preamble} {' '.join(sentence(k, 15))}") for k in range(150)]
+    (hits,) = Evaluations(items, 13).find([items[140].text + " and more"])
+    assert (hits[0].item.name, hits[0].share) == ("140", 1.0)
+    phrase, short = " ".join(sentence("phrase", 14)), Item("set", "short", "", " ".join(sentence("short", 13)))
+    long = [Item("set", f"l{k}", "", f"{' '.join(sentence(k, 90))} {phrase}") for k in range(CANDIDATES + 1)]
+    (hits,) = Evaluations([*long, short], 13).find([f"{phrase}: {short.text}"])
+    assert (hits[0].item.name, hits[0].share) == ("short", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("published", "copied"),
+    [
+        (unicodedata.normalize("NFC", ACCENTED), unicodedata.normalize("NFD", ACCENTED)),
+        ("Let x be a real number such that x² is 9; which values can x have?", ITALIC),
+    ],
+    ids=["composed and decomposed", "mathematical italics"],
+)
+def test_the_same_text_in_another_unicode_form_is_found(published: str, copied: str) -> None:
+    (hits,) = Evaluations([Item("set", "i", "", published)], 13).find([copied])
+    assert [hit.share for hit in hits] == [1.0]
+    assert jaccard([published, copied], [(0, 1)], 3) == [1.0]
+
+
+def test_the_vowel_signs_of_hindi_divide_no_word() -> None:
+    assert len(words.words("हिन्दी में गणित")) == 3
+
+
 def test_short_items_match_as_a_whole_and_the_shortest_only_if_equal() -> None:
     items = [Item("s", "ten", "", " ".join(VOCABULARY[:10])), Item("s", "sum", "", "What is 2 + 3?")]
     texts = [f"so {items[0].text} so", "what is 2 + 3 ?", "What is 2 * 3?", "Say: What is 2 + 3?"]
@@ -253,7 +294,20 @@ def test_the_review_finds_each_kind() -> None:
     (kept,) = [o for o in reviewed(entries, [alike], Rules(similarity=0.5, tell=True)) if o.key == "f"]
     assert (kept.other, kept.removed) == (alike, False)
     half = Item("set", "j", "", f"{base[2]} {base[3]} x")
-    assert [o.key for o in reviewed(entries, [half], Rules(share=0.9)) if o.kind == "evaluation" and o.removed] == []
+    assert [o.key for o in reviewed(entries, [half], Rules(share=0.9)) if o.kind == "evaluation"] == []
+    assert [o.key for o in reviewed(entries, [half], Rules(share=0.3)) if o.kind == "evaluation"] == ["e", "f"]
+
+
+def test_an_instruction_that_only_some_problems_share_with_an_evaluation_set_is_no_overlap() -> None:
+    instruction = " ".join(sentence("instruction", 20))
+    items = [Item("set", f"{n}", "", f"{' '.join(sentence(('item', n), 15))}\n{instruction}") for n in range(12)]
+    entries = [Entry(f"{n:02}", "s", " ".join(sentence(n, 15)) + f" {instruction}" * (n % 2)) for n in range(12)]
+    assert reviewed(entries, items, Rules()) == []
+    copied = Entry("copied", "s", " ".join(sentence(("item", 3), 15)))
+    (found,) = reviewed([*entries, copied], items, Rules(share=1.0, tell=True))  # once, though it is a near one too
+    assert found == Overlap(
+        "copied", "evaluation", replace(items[3], text=copied.text), 1.0, found.ngram, removed=False
+    )
 
 
 @quick

@@ -13,6 +13,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -183,6 +185,23 @@ def count(store: Store, choice: Choice) -> int:
         return write.choose(connection, choice)
 
 
+def test_a_trace_kept_by_one_of_two_references_is_exported_with_that_one(tmp_path: Path) -> None:
+    """Problems with one prompt share their traces. The first of these two has a wrong reference."""
+    wrong, one, store = replace(ADD, reference="5"), SAID[0][1], Store(tmp_path)
+    put(store, [(wrong, one, None), (ADD, one, None)])
+    problem_keys = [problem_row(problem)["problem_key"] for problem in (wrong, ADD)]
+    rows = [
+        verdict_row(key, one.key, problem, verdict, "math")
+        for key, problem, verdict in zip("wr", problem_keys, (WRONG, right()), strict=True)
+    ]
+    store.append("verdicts", rows)
+    judged = record_members(store, [("verdict", "w"), ("verdict", "r")])
+    selection = record_members(store, [("rejected", one.key), ("kept", one.key)])
+    write.export(store, Choice(selection, verdicts=judged), tmp_path / "out.parquet")
+    (row,) = read(tmp_path / "out.parquet")
+    assert (row.get("outcome"), row.get("reference")) == ("correct", "4")
+
+
 def test_filters(store: Store) -> None:
     selection = record_members(store, [("kept", SAID[0][1].key), ("rejected", SAID[1][1].key)])
     judged = record_members(store, [("verdict", f"v-{SAID[1][1].key}")])
@@ -255,6 +274,12 @@ def test_the_card_of_a_selection_shows_what_was_rejected_and_why(store: Store) -
     assert "with what was rejected" in card.render(found)
 
 
+def test_a_long_cell_of_a_table_shows_that_it_was_cut() -> None:
+    long = "a | b < c " * 40
+    (row,) = card.table([{"system": long}]).splitlines()[2:]
+    assert row.endswith("… |") and row.replace("\\|", "|").replace("&lt;", "<") == f"| {long[:299]}… |"
+
+
 def test_the_card_counts_duplicates_and_heldout_problems(store: Store) -> None:
     put(store, [(TIMES, trace(TIMES, 5, "", "6"), None)])
     record_members(store, [("heldout", problem_row(ADD)["problem_key"]), ("train", problem_row(TIMES)["problem_key"])])
@@ -316,6 +341,46 @@ def test_the_result_of_a_query_is_written_to_a_file(store: Store, tmp_path: Path
     assert len(distill(*sql, "--limit", "1", "--json", cwd=tmp_path).stdout.splitlines()) == 1
 
 
+def test_a_file_of_rows_has_the_columns_and_types_of_the_query(store: Store, tmp_path: Path) -> None:
+    def written(query: str, name: str) -> Path:
+        distill("traces", "sql", query, "-w", "w", "--output", name, cwd=tmp_path)
+        return tmp_path / name
+
+    late = pq.read_table(written("SELECT CASE WHEN range > 4000 THEN 'x' END AS late FROM range(4002)", "late.parquet"))
+    assert late.schema.field("late").type == pa.string() and late["late"].to_pylist()[4000:] == [None, "x"]
+    total = pq.read_table(written("SELECT sum(range) AS a, 1 AS a FROM range(4)", "sum.parquet"))
+    assert total.to_pylist() == [{"a": 6, "a_1": 1}]
+    assert pq.read_table(written("SELECT 1 AS n WHERE false", "none.parquet")).schema.names == ["n"]
+    assert written("SELECT 1 AS n, 2 AS m WHERE false", "none.csv").read_text() == "n,m\n"
+    failing = "SELECT CASE WHEN range > 4000 THEN 'x' ELSE '1' END::INTEGER FROM range(5000)"
+    for query, why in ((failing, "Could not convert string 'x'"), ("SELECT INTERVAL 1 DAY", "cast it in the query")):
+        assert why in refused("traces", "sql", query, "-w", "w", "--output", "no.parquet", cwd=tmp_path)
+    assert not (tmp_path / "no.parquet").exists()
+
+
+def test_an_export_that_is_imported_is_the_same(tmp_path: Path) -> None:
+    store = Store(tmp_path / "w")
+    hard, unknown = ADD, replace(TIMES, difficulty=None, source=ADD.source, licence=ADD.licence)
+    cut = replace(trace(unknown, 1, "so", "then 4"), finish=Finish.LENGTH)
+    put(
+        store,
+        [(hard, trace(hard, 0, "hm", "3"), None), (unknown, cut, None), (hard, trace(hard, 1, "so", "", False), None)],
+    )
+    distill("traces", "export", "out", "-w", "w", cwd=tmp_path)
+    options = ("--form", "distill", "--teacher", "r1", "--source", ADD.source, "--licence", ADD.licence)
+    distill("traces", "import", "out", "-w", "again", *options, "--verifier", ADD.verifier, cwd=tmp_path)
+    sql = (
+        "SELECT p.* EXCLUDE (problem_id, origin), t.thinking, t.answer, t.closed, t.finish FROM traces t "
+        "JOIN problems p USING (prompt_key) ORDER BY ALL"
+    )
+    there = [distill("traces", "sql", sql, "-w", name, "--json", cwd=tmp_path).stdout for name in ("w", "again")]
+    assert there[0] == there[1] and there[0].count("\n") == 3
+    twice = pa.concat_tables([pq.read_table(file) for file in (tmp_path / "out/data").iterdir()] * 2)
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    said = distill("traces", "import", "twice.parquet", "-w", "third", *options, cwd=tmp_path).stdout
+    assert "3 traces of twice.parquet are in third (3 repeats left out):" in said
+
+
 def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
     rows = [{"q": "2 + 2", "r": f"<think>\nlet me see {n}\n</think>\n\n{n}", "a": "4"} for n in range(6)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -335,7 +400,7 @@ def test_the_commands_for_import_export_and_card(tmp_path: Path) -> None:
         "a",
     )
     for _ in range(2):
-        assert "6 traces of t.jsonl are in w" in distill(*take, cwd=tmp_path).stdout
+        assert "6 traces of t.jsonl are in w:" in distill(*take, cwd=tmp_path).stdout
     assert len(listed(tmp_path)) == 6
     distill("traces", "export", "out", "-w", "w", cwd=tmp_path)
     assert "# w\n\n6 reasoning traces on 1 problems, imported" in (tmp_path / "out/README.md").read_text()

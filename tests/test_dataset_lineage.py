@@ -65,6 +65,16 @@ def test_the_lineage_names_the_current_one_of_equal_curations(where: Path) -> No
     ]  # fmt: skip
 
 
+def test_the_card_counts_the_problems_that_are_held_out_now(where: Path) -> None:
+    tests = {"kind": "problems", "sources": [{"family": "calc", "heldout": 4}]}
+    text = yaml.safe_dump({"name": "p", "workspace": "w", "stages": {**STAGES, "tests": tests}}, sort_keys=False)
+    (where / "p.yaml").write_text(text)
+    distill(where, "run", "tests")
+    distill(where, "run", "tests", "--set", "tests.seed=1")  # other problems: those of before are held out no more
+    shown = json.loads(distill(where, "card", "--selection", "select", "--json"))
+    assert shown["heldout"] == {"heldout": 4, "shared": 0}
+
+
 def test_the_card_of_a_whole_store_lists_stages_in_the_order_they_were_made(where: Path) -> None:
     """Including those made with earlier settings of the pipeline."""
     distill(where, "run", "--set", "select.take=3")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from distill import catalog
+from distill import catalog, sources
 from distill.columns import ProblemColumns
 from distill.published import TraceColumns
+from distill.stages.problems import ProblemsSettings
 from distill.store import Store
 from distill.tables import Row
 from pipeline import config, runner
@@ -173,6 +174,22 @@ def test_bad_rows_stop_the_run_or_are_skipped(tmp_path: Path) -> None:
     assert imported.figures == {"members": 2, "traces": 2, "skipped": 2}
 
 
+def test_of_very_many_bad_rows_only_the_first_are_named(tmp_path: Path) -> None:
+    rows = write(tmp_path / "t.jsonl", [{"q": f"{n} + 1", "r": "1", "a": "" if n else "\\boxed{1}"} for n in range(60)])
+    listener = RecordingListener()
+    run(tmp_path, rows, "prompt: q, reference: r, answer: a, on_bad_row: skip", listener=listener)
+    said = [note for note in listener.notes if note.startswith("skipped")]
+    assert len(said) == 21 and said[19].startswith(f"skipped {rows}:21:")
+    assert said[20] == "skipped 59 in all; the first 20 are named"
+    notes: list[str] = []
+    text = {
+        "sources": [{"file": str(rows), "prompt": "q", "reference": "a", "verifier": "exact", "on_bad_row": "skip"}]
+    }
+    (source,) = ProblemsSettings.model_validate(text).sources
+    assert len(list(sources.problems_of(source, "train", 0, None, notes.append))) == 1
+    assert len(notes) == 21 and notes[20] == f"skipped 59 rows of {rows} in all; the first 20 are named"
+
+
 @pytest.mark.parametrize("columns", ["messages: m, answer: a", "prompt: q", "answer: a"])
 def test_an_incomplete_mapping_of_columns_is_refused_when_the_yaml_is_read(tmp_path: Path, columns: str) -> None:
     with pytest.raises(InputError, match="import"):
@@ -220,6 +237,20 @@ def test_a_row_of_generations_is_several_traces_and_a_bad_one_is_named(tmp_path:
         {"outcome": "correct", "reason": "the set says so in ok"},
         {"outcome": "incorrect", "reason": "the set says so in ok"},
     ]
+
+
+def test_a_response_that_its_publisher_says_was_cut_off_is_not_selected(tmp_path: Path) -> None:
+    rows = [{"q": "1 + 1", "r": "2", "g": ["\\boxed{2}", "so, 2"], "f": ["stop", "length"]}]
+    rows += [{"q": "2 + 2", "r": "4", "g": ["\\boxed{4}"], "f": None}]
+    (*_, selected), _ = run(
+        tmp_path, write(tmp_path / "t.jsonl", rows), "prompt: q, reference: r, generations: g, finish: f"
+    )
+    assert (selected.figures["kept"], selected.figures["rejected"]) == (2, {"truncated": 1})
+    rows = [{"q": "1 + 1", "r": "2", "a": "\\boxed{2}", "f": end} for end in ("end_turn", "max_tokens")]
+    (*_, selected), _ = run(
+        tmp_path / "plain", write(tmp_path / "p.jsonl", rows), "prompt: q, reference: r, answer: a, finish: f"
+    )
+    assert (selected.figures["kept"], selected.figures["rejected"]) == (1, {"truncated": 1})
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,14 @@ def test_the_headline_sums_up_base_sft_and_grpo(report: dict[str, Any]) -> None:
     )
 
 
+def test_the_headline_calls_traces_verified_only_if_wrong_ones_were_left_out(tmp_path: Path) -> None:
+    text = PIPELINE.replace("verify, per_problem: 1", "verify, keep: all")
+    assert text != PIPELINE
+    workspace = run_pipeline(tmp_path, train=6, heldout=2, text=text)
+    headline = json.loads((workspace / "report.json").read_text())["headline"]
+    assert "after learning from traces and to" in headline and "verified" not in headline
+
+
 def test_stages_are_compared_on_the_same_problems(report: dict[str, Any], workspace: Path) -> None:
     steps = {(step["from"], step["to"]): step for step in report["paired"]}
     assert list(steps) == [("base", "sft"), ("sft", "grpo"), ("sft", "unverified"), ("sft", "answers only")]

@@ -103,6 +103,7 @@ SKY = [
     },
 ]
 TRACES: dict[str, dict[str, Any]] = {
+    "distill": {"messages": CONVERSATION, "reference": "42", "difficulty": None, "finish": "stop"},
     "messages": {"messages": CONVERSATION},
     "sharegpt": {"conversations": SHAREGPT},
     "deepseek": {"prompt": "6 x 7?", "reasoning_content": "hm", "content": "42"},

@@ -31,6 +31,7 @@ from distill.engines.prices import Bill
 from distill.modelspec import Model
 from distill.spending import Spending
 from distill.store import Store
+from distill.store.records import record_members
 from distill.types import Finish, Request, Sampling
 from pipeline import config, runner
 from pipeline.errors import CapReached
@@ -109,6 +110,17 @@ def test_a_closed_log_keeps_replies_that_were_not_handed_out(tmp_path: Path) -> 
         left.handed_out(key)
     left.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_response_that_was_continued_costs_all_of_its_calls(tmp_path: Path) -> None:
+    store, pieces = Store(tmp_path), {"first": None, "second": "first", "whole": "second", "another": None}
+    store.append("traces", [{"trace_key": key, "continues": before} for key, before in pieces.items()])
+    store.append("calls", [
+        {"call_id": key, "request_key": key, "prompt_tokens": 10, "tokens": 5, "cost": Decimal(n)}
+        for n, key in enumerate(pieces, 1)
+    ])  # fmt: skip
+    members = record_members(store, [("problem", "whole")])
+    assert spending.spent_on(store, members) == {"calls": 3, "paid_tokens": 45, "cost": 6.0}
 
 
 def test_a_paid_reply_is_handed_out_and_not_requested_again(server: Server, tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from pipeline.mistakes import mistake
 from pipeline.stopping import Stopper
 from pipeline.workspace import StageContext, Workspace
 
+LEFT_OUT = {"repeats": "repeats left out", "skipped": "rows skipped"}
+"""What an import leaves out, by figure."""
+
 
 def export(
     target: Path, pipeline: Path, workspace: Path | None, selection: str | None, asked: Mapping[str, Any],
@@ -100,7 +103,9 @@ def import_file(
         print(json.dumps({"event": "done", "figures": dict(figures)}))
     else:
         shown = f"`distill traces list --workspace {quote(str(space))} --model {quote(f'imported:{settings.teacher}')}`"
-        print(f"{figures['traces']:,} traces of {file} are in {space}: {shown}")
+        left = [f"{figures[name]:,} {what}" for name, what in LEFT_OUT.items() if figures.get(name)]
+        aside = f" ({', '.join(left)})" if left else ""
+        print(f"{figures['traces']:,} traces of {file} are in {space}{aside}: {shown}")
 
 
 def _settings(asked: dict[str, Any], more: Sequence[str]) -> import_traces.ImportSettings:

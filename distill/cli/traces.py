@@ -7,16 +7,20 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, count, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.cli.audit import views
 from distill.cli.open import aside, store_at
-from distill.cli.rows_file import check_output, write_rows
+from distill.cli.rows_file import check_output, write_parquet, write_rows
 from distill.cli.table import WIDTH, is_cut
 from distill.cli.table import show as show_rows
 from distill.dataset.choice import chosen_by
 from distill.store import Store
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
 
 LONG = {
     "prompt": "prompt",
@@ -30,6 +34,7 @@ NAMES = "SELECT model, string_agg(name, ', ' ORDER BY name) AS name FROM models 
 SHORT = "if(regexp_full_match({0}, '[0-9a-f]{{24,}}'), {0}[:12], {0})"
 """An identity in short: the first characters of a hash. Others (`imported:DeepSeek-R1`) are not cut, because two may
 begin alike."""
+ARROW_ROWS = 1_000
 TABLE_ROWS = 1_000
 """The most rows in a table on the terminal, since all of them are held in memory to align the columns."""
 
@@ -70,17 +75,29 @@ def sql(
         check_output(output)
     with store_at(pipeline, workspace).reading() as connection:
         try:
+            if output is not None and output.suffix == ".parquet":
+                reader = _arrow(connection, query)
+                count = write_parquet(output, reader, distinct(reader.schema.names), limit)
+                print(f"wrote {count:,} rows to {output}")
+                return
             result = connection.execute(query)
             names = distinct(column[0] for column in result.description or ())
             rows = (dict(zip(names, row, strict=True)) for row in stream(result, limit))
             if output is not None:
-                print(f"wrote {write_rows(output, rows):,} rows to {output}")
+                print(f"wrote {write_rows(output, names, rows):,} rows to {output}")
             elif as_json:
                 show_rows(rows, as_json)
             else:
                 _show_table(rows, limit)
         except duckdb.Error as error:
             raise InputError(" ".join(str(error).split())[:500]) from None
+
+
+def _arrow(connection: duckdb.DuckDBPyConnection, query: str) -> pa.RecordBatchReader:
+    found = connection.sql(query)
+    if found is None:
+        raise InputError("the query has no result to write; try a SELECT")
+    return found.to_arrow_reader(ARROW_ROWS)
 
 
 def distinct(names: Iterable[str]) -> list[str]:

@@ -18,7 +18,8 @@ from distill.curation.words import Hashes, Places, WordHashes, ngram_hashes, tok
 
 LEAST_WORDS = 8
 CANDIDATES = 8
-"""Items of an evaluation set that are compared word for word with a text: those that share the most runs with it."""
+"""Items of an evaluation set that are compared word for word with a text: those of which it has most. A run that many
+items have counts little, or a phrase that they all begin with would hide the one that was copied."""
 ITEMS_OF_A_RUN = 100
 """If more items than this have the same run, it is looked up in this many of them."""
 
@@ -72,30 +73,37 @@ class Evaluations:
     def find(self, texts: Sequence[str], most: int = 3) -> list[list[Hit]]:
         """The overlaps of each text, the largest first, at most ``most`` per evaluation set."""
         split = [words(text) for text in texts]
-        shared: list[dict[int, int]] = [defaultdict(int) for _ in texts]
+        shared: list[dict[int, float]] = [defaultdict(float) for _ in texts]
         flat, lengths = self._hashes.of(split)
         for length, (runs, begins, items) in self._runs.items():
             found, owners = ngram_hashes(flat, lengths, length)
             places = np.minimum(np.searchsorted(runs, found), len(runs) - 1)
-            for hit in np.flatnonzero(runs[places] == found).tolist():
-                begin, end = begins[places[hit]], begins[places[hit] + 1]
+            hits = runs[places] == found
+            for owner, place in np.unique(np.stack([owners[hits], places[hits]], axis=1), axis=0).tolist():
+                begin, end = begins[place], begins[place + 1]
                 for item in items[begin : min(end, begin + ITEMS_OF_A_RUN)].tolist():
-                    shared[owners[hit]][item] += 1
+                    shared[owner][item] += 1 / ((end - begin) * self._runs_of(item))
         return [
-            self._checked_hits(text_words, counts, self._same.get(tuple(tokens(text)), ()), most)
-            if counts or self._too_short(text_words)
+            self._checked_hits(text_words, weights, self._same.get(tuple(tokens(text)), ()), most)
+            if weights or self._too_short(text_words)
             else []
-            for text, text_words, counts in zip(texts, split, shared, strict=True)
+            for text, text_words, weights in zip(texts, split, shared, strict=True)
         ]
+
+    def _runs_of(self, number: int) -> int:
+        """How many runs of words an item has."""
+        return len(self._words[number]) - min(self._n, len(self._words[number])) + 1
 
     def _too_short(self, text_words: Sequence[str]) -> bool:
         """Whether the text could be an item that is too short to be looked up by its runs."""
         return len(text_words) < min(self._n, LEAST_WORDS)
 
-    def _checked_hits(self, text_words: list[str], counts: dict[int, int], same: Sequence[int], most: int) -> list[Hit]:
+    def _checked_hits(
+        self, text_words: list[str], weights: dict[int, float], same: Sequence[int], most: int
+    ) -> list[Hit]:
         """The hits, checked word for word, since equal hashes prove nothing."""
         by_evaluation: dict[str, list[int]] = defaultdict(list)
-        for number in sorted({*counts, *same}, key=lambda number: (-counts.get(number, 0), number)):
+        for number in sorted({*weights, *same}, key=lambda number: (-weights.get(number, 0), number)):
             by_evaluation[self._items[number].evaluation].append(number)
         hits = []
         for numbers in by_evaluation.values():

@@ -1,4 +1,5 @@
-"""Frames: what all prompts of a source begin and end with, such as an instruction. It says nothing about the problem.
+"""Frames: what all prompts of a source, or of an evaluation set, begin and end with, such as an instruction. It says
+nothing about the problem.
 
 With it, two short problems would be near duplicates, and every problem would be contaminated as soon as the evaluation
 set used the same instruction. So it is removed before texts are compared. A few texts may have content in common, so

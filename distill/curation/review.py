@@ -9,7 +9,7 @@ and stores the evidence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from distill.curation.contamination import Evaluations, Hit, Item
 from distill.curation.duplicates import near_duplicates
@@ -30,8 +30,8 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What to look for. ``similarity`` None looks for no near duplicates. An evaluation item counts if at least
-    ``share`` of its n-grams are found; at 0, one is enough. ``tell`` reports contaminated problems and keeps them."""
+    """What to look for. ``similarity`` None looks for no near duplicates. An evaluation item counts, and is reported,
+    if at least ``share`` of its n-grams are found; at 0, one is enough. ``tell`` keeps contaminated problems."""
 
     exact: bool = True
     similarity: float | None = 0.8
@@ -64,15 +64,13 @@ def review(read: Read, texts: Texts, items: Sequence[Item], rules: Rules) -> lis
     frames = Frames()
     for batch in read():
         frames.see((entry.source, entry.text) for entry in batch)
+    frames.see((f"evaluation set {item.evaluation}", item.text) for item in items)
     cut = frames.cutter()
-    found = list(_first_pass(read, _evaluations(items, cut, rules.ngram), cut, rules))
+    items = [replace(item, text=cut(item.text)) for item in items]
+    found = list(_first_pass(read, Evaluations(items, rules.ngram), cut, rules))
     if rules.similarity is None:
         return found
     return [*found, *_near(read, texts, cut, items, found, rules, rules.similarity)]
-
-
-def _evaluations(items: Sequence[Item], cut: Cutter, ngram: int) -> Evaluations:
-    return Evaluations([Item(item.evaluation, item.name, item.origin, cut(item.text)) for item in items], ngram)
 
 
 def _first_pass(read: Read, evaluations: Evaluations, cut: Cutter, rules: Rules) -> Iterator[Overlap]:
@@ -92,9 +90,9 @@ def _first_pass(read: Read, evaluations: Evaluations, cut: Cutter, rules: Rules)
 
 
 def _contaminated(entry: Entry, hits: Sequence[Hit], rules: Rules) -> Iterator[Overlap]:
-    removed = not rules.tell and any(hit.share >= rules.share for hit in hits)
     for hit in hits:
-        yield Overlap(entry.key, EVALUATION, hit.item, hit.share, hit.ngram, removed)
+        if hit.share >= rules.share:
+            yield Overlap(entry.key, EVALUATION, hit.item, hit.share, hit.ngram, not rules.tell)
 
 
 def _near(
@@ -104,11 +102,10 @@ def _near(
     """Near duplicates among the problems that are left and the items; overlaps that were ``found`` are not repeated."""
     gone = {overlap.key for overlap in found if overlap.removed}
     known = {(overlap.key, overlap.other) for overlap in found}
-    asked = [cut(item.text) for item in items]
     keys: list[str] = []
 
     def batches() -> Iterator[list[str]]:
-        yield asked
+        yield [item.text for item in items]
         for batch in read():
             left = [entry for entry in batch if entry.key not in gone]
             keys.extend(entry.key for entry in left)
@@ -116,7 +113,7 @@ def _near(
 
     def again(numbers: Sequence[int]) -> list[str]:
         some = iter(texts([keys[number - len(items)] for number in numbers if number >= len(items)]))
-        return [asked[number] if number < len(items) else cut(next(some)) for number in numbers]
+        return [items[number].text if number < len(items) else cut(next(some)) for number in numbers]
 
     for duplicate in near_duplicates(batches(), again, similarity, rules.shingle, len(items), rules.tell):
         key, of = keys[duplicate.index - len(items)], duplicate.of

@@ -1,13 +1,15 @@
 """Splits texts into words, and hashes words and runs of n words, for many texts at a time.
 
 Words are runs of letters and digits, ignoring case; a Chinese or Japanese character is a word, as these are written
-without spaces. Tokens are words and every other sign, since ``2 + 3`` and ``2 * 3`` differ. All hashes are the same in
-every process and on every machine.
+without spaces. Tokens are words and every other sign, since ``2 + 3`` and ``2 * 3`` differ. How Unicode writes a letter
+(composed or not, full width, mathematical italics) makes no difference. All hashes are the same in every process and on
+every machine.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
 
@@ -28,11 +30,19 @@ REMEMBERED = 1 << 20
 
 
 def words(text: str) -> list[str]:
-    return (ASCII_WORD if text.isascii() else WORD).findall(text.casefold())
+    return ASCII_WORD.findall(text.casefold()) if text.isascii() else WORD.findall(_one_form(text))
 
 
 def tokens(text: str) -> list[str]:
-    return (ASCII_TOKEN if text.isascii() else TOKEN).findall(text.casefold())
+    return ASCII_TOKEN.findall(text.casefold()) if text.isascii() else TOKEN.findall(_one_form(text))
+
+
+def _one_form(text: str) -> str:
+    """The text in compatible composed form, without case. Marks that are left over, as the vowel signs of Hindi, go:
+    they are no letters to `re`, and would divide every word."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    marks = {ord(sign): None for sign in set(folded) if unicodedata.category(sign).startswith("M")}
+    return folded.translate(marks) if marks else folded
 
 
 def text_hash(text: str) -> int:

@@ -77,7 +77,7 @@ def _lengths(facts: Facts) -> str:
 
 def _overlap(facts: Facts) -> str:
     same, held = facts["duplicates"]["same_text"], facts["heldout"]
-    lines = [f"- Traces with the same text as another: {same:,}."]
+    lines = [f"- Traces that repeat the text of an earlier one: {same:,}."]
     lines.append(
         f"- Prompts that are also among the {held['heldout']:,} held-out ones of the pipeline: {held['shared']:,}."
         if held["heldout"]
@@ -100,7 +100,7 @@ def _price(facts: Facts) -> str:
     text += f"; with what was rejected, {made:,} were sampled." if made > tokens else "."
     if cost is None:
         return f"{text} No bill is recorded."
-    billed = f"{cost['chosen'] or 0:.4f} for these, {cost['total']:.4f} in all"
+    billed = f"{cost['chosen'] or 0:.4f} for these, {cost['total']:.4f} for all calls of the workspace"
     return f"{text} Billed, in the currency of the prices: {billed}."
 
 
@@ -149,8 +149,9 @@ def _cell(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return " ".join(text.split())[:300]
+    text = " ".join(str(value).split())
+    text = text if len(text) <= 300 else f"{text[:299]}…"
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def fenced(text: str, language: str = "") -> str:

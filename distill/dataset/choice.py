@@ -5,7 +5,7 @@ All of them are conditions on the view `overview`; a stage's rows are a collecti
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ AS_JUDGED_THERE = """(
         SELECT v.trace_key, v.problem_key, v.outcome, v.score, v.verifier, v.version,
             p.problem_id, p.source, p.difficulty
         FROM members m JOIN verdicts v ON v.verdict_key = m.row_key JOIN problems p USING (problem_key)
-        WHERE m.collection = $verdicts QUALIFY row_number() OVER (PARTITION BY v.trace_key ORDER BY m.position) = 1)
+        WHERE m.collection = $verdicts QUALIFY row_number() OVER (
+            PARTITION BY v.trace_key ORDER BY v.outcome <> 'correct', m.position) = 1)
     SELECT o.* REPLACE (
         own.problem_key AS problem_key, own.problem_id AS problem_id, own.source AS source,
         own.difficulty AS difficulty, own.outcome AS outcome, own.score AS score, own.verifier AS verifier,
         own.version AS version)
     FROM overview o JOIN own USING (trace_key))"""
-"""`overview`, with the verdicts of one stage in place of the newest."""
+"""`overview`, with the verdicts of one stage in place of the newest. If it judged a trace by several references, the
+correct verdict counts, as in training (`distill.store.records.KEPT`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,13 @@ def of_stage(workspace: Path, name: str) -> Manifest:
 def _makes(kind: str) -> str | None:
     """What stages of a kind produce; None for a kind that this distill does not know."""
     return catalog.stage(kind).produces if kind in catalog.names("stages") else None
+
+
+def problem_sets(workspace: Path, chain: Collection[Manifest]) -> list[str]:
+    """The outputs of the stages that make problems: those in ``chain``, and the current ones of the workspace, as a
+    pipeline may hold out problems in a stage of its own. Empty if none is known."""
+    found = [m for m in recorded(workspace) if _makes(m.identity.kind) == "problems"]
+    return sorted({m.digest for m in found if m in chain or manifests.current(workspace, m.stage) == m})
 
 
 def recorded(workspace: Path) -> Iterator[Manifest]:

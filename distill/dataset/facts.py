@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distill import __version__
-from distill.dataset.choice import Choice, lineage
+from distill.dataset.choice import Choice, lineage, problem_sets
+from distill.spending import PIECES
 from pipeline.errors import InputError
 from pipeline.manifest import Manifest
 
@@ -41,7 +42,7 @@ def gather(connection: duckdb.DuckDBPyConnection, choice: Choice, workspace: Pat
         "funnel": _funnel(connection, choice),
         "lengths": _lengths(connection),
         "duplicates": _rows(connection, DUPLICATES)[0],
-        "heldout": _rows(connection, HELDOUT)[0],
+        "heldout": _rows(connection, HELDOUT, {"collections": problem_sets(workspace, chain)})[0],
         "overlap": _overlap(connection, chain),
         "cost": _cost(connection),
         "stages": [_stage(manifest) for manifest in chain],
@@ -93,7 +94,7 @@ DUPLICATES = """
 HELDOUT = """
     WITH held AS (
         SELECT DISTINCT p.prompt_key FROM members m JOIN problems p ON p.problem_key = m.row_key
-        WHERE m.label = 'heldout')
+        WHERE m.label = 'heldout' AND ($collections = [] OR m.collection IN $collections))
     SELECT (SELECT count(*) FROM held) AS heldout,
         (SELECT count(DISTINCT p.prompt_key) FROM chosen JOIN problems p USING (problem_key)
             WHERE p.prompt_key IN (SELECT prompt_key FROM held)) AS shared
@@ -172,7 +173,8 @@ def _cost(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
     row = _rows(
         connection,
         "SELECT sum(cost)::DOUBLE AS total, "
-        "sum(cost) FILTER (request_key IN (SELECT trace_key FROM chosen))::DOUBLE AS chosen FROM calls",
+        f"sum(cost) FILTER (request_key IN ({PIECES.format(traces='SELECT trace_key FROM chosen')}))::DOUBLE AS chosen "
+        "FROM calls",
     )[0]
     return row if row["total"] else None
 

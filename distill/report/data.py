@@ -121,7 +121,8 @@ def gather(sources: Sources) -> Report:
     return {
         **subjects,
         "models": labels,
-        "headline": words.headline([subjects[label] for label in story]) or words.plain_headline(subjects),
+        "headline": words.headline([subjects[label] for label in story], _verified(sources))
+        or words.plain_headline(subjects),
         "sampling": {**settings["sampling"], "samples": settings["samples"], "split": settings["split"]},
         "protocol": evaluation.figures["protocol"],
         "paired": _paired(evaluation.figures["pairs"], subjects, story),
@@ -175,6 +176,13 @@ def _subject(label: str, sources: Sources) -> dict[str, Any]:
         "identity": digest or evaluation.identity.files.get(f"model {name}"),
         "parameters": parameters(directory) if directory else None,
     }
+
+
+def _verified(sources: Sources) -> bool:
+    """Whether the student learned from the selection shown, and it holds nothing but correct traces."""
+    selection = sources.selection[1] if sources.selection else None
+    learned = {digest for m in sources.training.values() if (digest := m.identity.inputs.get("data"))}
+    return selection is not None and learned == {selection.digest} and selection.identity.settings["keep"] == "correct"
 
 
 def _role(label: str, stage: str | None, sources: Sources) -> str:

@@ -10,19 +10,22 @@ _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufffe\uffff]"
 )
 LEVEL = "(95% intervals)"
-_MADE_BY = {"sft": "after learning from verified traces", "grpo": "after reinforcement learning"}
+_MADE_BY = {"sft": "after learning from traces", "grpo": "after reinforcement learning"}
+_VERIFIED = {**_MADE_BY, "sft": "after learning from verified traces"}
 
 
-def headline(story: Sequence[Mapping[str, Any]]) -> str | None:
+def headline(story: Sequence[Mapping[str, Any]], verified: bool) -> str | None:
     """``A 0.7M-parameter student went from 1.4% (0.9 to 2.1) to 45.9% (42.8 to 49.1) after ...``.
 
-    ``story`` holds the base and the students in order. None unless there are both.
+    ``story`` holds the base and the students in order. None unless there are both. ``verified`` is whether only traces
+    verified as correct were learned from.
     """
     if len(story) < 2 or story[0]["role"] != "base":
         return None
     size = story[-1]["parameters"]
     start = f"A {count(size)}-parameter student" if size else "The student"
-    steps = [f"to {scored(s)} {_MADE_BY.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
+    made_by = _VERIFIED if verified else _MADE_BY
+    steps = [f"to {scored(s)} {made_by.get(s['kind'], 'after ' + str(s['stage']))}" for s in story[1:]]
     return f"{start} went from {scored(story[0])} {' and '.join(steps)} {LEVEL}."
 
 

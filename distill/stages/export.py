@@ -52,6 +52,7 @@ STAGE = Stage(
     settings=ExportSettings,
     produces="dataset",
     run=run,
+    version=2,
     forecast=forecast,
     dependencies=dependencies,
 )

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 from distill import forms, huggingface, keys, tables
 from distill.columns import Column, Pattern, ProblemColumns, unreadable
 from distill.published import PublishedTrace, TraceColumns
-from distill.sources import least, unreadable_set
+from distill.sources import NAMED, least, unreadable_set
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import Row as StoreRow
 from distill.store.records import batched, problem_row, record_members, trace_row, verdict_row
@@ -69,6 +69,9 @@ class ImportSettings(Settings):
     flags: str | None = later()
     """A column of lists that say which `generations` the publisher found correct. They are kept as verdicts of
     `published`, to compare with our verifiers' (`distill traces diff-verifiers`)."""
+    finish: Column | None = later()
+    """The column that says how a response ended, of lists with `generations`. Those that ended by `length` (or
+    `max_tokens`) were cut off, and `select` leaves them out. Without it, only thinking that never ends shows this."""
     tags: list[str] | None = later()
     """The two tags around the thinking, or four (around the answer too), if they are not `<think>`."""
     reference: Column | dict[str, Column] | None = None
@@ -108,7 +111,9 @@ class ImportSettings(Settings):
 
     @property
     def columns(self) -> TraceColumns:
-        return TraceColumns(self.answer, self.thinking, self.messages, self.tags or (), self.generations, self.flags)
+        return TraceColumns(
+            self.answer, self.thinking, self.messages, self.tags or (), self.generations, self.flags, self.finish
+        )
 
     @property
     def data(self) -> huggingface.DataSet | None:
@@ -139,6 +144,8 @@ def run(context: Context, settings: ImportSettings) -> Output:
         stop_check(context.stopping)
     if not members:
         raise InputError(f"{settings.file or settings.dataset}: holds no trace that can be used")
+    if tally["skipped"] > NAMED:
+        context.note(f"skipped {tally['skipped']:,} in all; the first {NAMED} are named")
     if thoughtless:
         context.note(
             f"{thoughtless} of {len(members)} traces hold no thinking (no <think> in the text), so only their answers "
@@ -191,7 +198,8 @@ def _responses(
                 if settings.on_bad_row == "stop":
                     raise
                 tally["skipped"] += 1
-                context.note(f"skipped {error}")
+                if tally["skipped"] <= NAMED:
+                    context.note(f"skipped {error}")
                 if error is not published:
                     break  # the problem cannot be used, so no trace of the row can
             else:
@@ -224,7 +232,7 @@ def _trace(published: PublishedTrace, problem: Problem, model: str, sample_index
         prompt_ids=(),
         token_ids=(),
         logprobs=None,
-        finish=Finish.STOP if published.closed else Finish.LENGTH,
+        finish=Finish.LENGTH if published.cut or not published.closed else Finish.STOP,
         prompt_tokens=estimate_tokens(problem.prompt),
     )
 
@@ -239,8 +247,9 @@ def dependencies(settings: ImportSettings, hashes: FileHashes, _: Mapping[str, M
 
 
 def refuse(settings: ImportSettings, _: Mapping[str, Mapping[str, Any]]) -> str | None:
-    texts = (settings.thinking, settings.answer, settings.messages, settings.generations, settings.flags)
-    columns, skip = (settings.prompt, *texts, settings.reference, settings.difficulty), settings.on_bad_row == "skip"
+    texts = (settings.thinking, settings.answer, settings.messages, settings.generations)
+    others = (settings.flags, settings.finish, settings.reference, settings.difficulty)
+    columns, skip = (settings.prompt, *texts, *others), settings.on_bad_row == "skip"
     if settings.data:
         return unreadable_set(settings.data, columns, skip)
     return unreadable(settings.rows(), columns, skip)

@@ -121,6 +121,7 @@ STAGE = Stage(
     settings=ReportSettings,
     produces="report",
     run=run,
+    version=2,
     dependencies=dependencies,
     links=(HTML, JSON),
 )

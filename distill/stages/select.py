@@ -108,7 +108,9 @@ def _candidates(store: Store, collection: str) -> list[Row]:
         [collection],
     )
     text_of = {row["trace_key"]: row["text"] for row in texts}
-    return [row | {"text": text_of[row["trace_key"]]} for row in found]
+    for row in found:
+        row["text"] = text_of[row["trace_key"]]
+    return found
 
 
 def forecast(context: Context, settings: SelectSettings, expected: Mapping[str, Mapping[str, Any]]) -> Forecast:
