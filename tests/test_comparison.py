@@ -107,6 +107,33 @@ def test_an_impossible_comparison_is_refused(
         run_compare(evaluated, *asked, **how)
 
 
+ODD = """\
+from distill import Verdict
+
+class Odd:
+    name, version, judged = "odd", "1", "13579"
+    def verify(self, problem, trace):
+        return Verdict.correct("odd") if trace.answer[-1:] in self.judged else Verdict.unverifiable("even")
+
+class Nil(Odd):
+    name, judged = "nil", "x"
+"""
+
+
+def test_samples_that_could_not_be_judged_are_counted_beside_the_scores(evaluated: tuple[Path, Path]) -> None:
+    """They are not part of the scores, which may then be those of a few problems."""
+    pipeline, workspace = evaluated
+    (pipeline.parent / "odd.py").write_text(ODD)
+    run = ("run", "evaluate", "--pipeline", str(pipeline), "--workspace", str(workspace), "--set")
+    said, _ = Command(pipeline.parent, *run, "evaluate.verifier=./odd.py:Odd").ended()
+    table = said.splitlines()
+    table = table[next(at for at, line in enumerate(table) if line.startswith("model ")) :]
+    unjudged = [int(line.split()[-1]) for line in table[2:4]]
+    assert table[0].split()[-1] == "unverifiable" and all(0 < n < 32 for n in unjudged)
+    said, _ = Command(pipeline.parent, *run, "evaluate.verifier=./odd.py:Nil").ended()
+    assert "good: pass@1 unknown, as no answer could be judged" in said and "nan" not in said
+
+
 def test_scores_are_those_of_the_current_settings_not_of_the_last_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
