@@ -6,18 +6,22 @@ and the model samples only an answer (s1, arXiv:2501.19393). The request carries
 closes thinking that the model opens again. Such a continuation is a trace like any other: it is stored under a key of
 its content and never sampled twice. With a budget of 0 every sample that thinks is continued, which shows how the model
 does without thinking.
+
+A model may think on behind the closing and close its thinking a second time, so that the answer comes after more
+thinking than the budget allows. Such a sample came to no answer within the budget (`went_on`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 
 from distill import keys
 from distill.generation import Wanted
 from distill.store import Store
 from distill.store.records import Row
-from distill.thinking import OPEN
+from distill.thinking import CLOSE, OPEN
 from distill.types import ThinkingBudget
 
 THOUGHT = (
@@ -58,6 +62,21 @@ def cut(thinking: str, share: float) -> str:
     if thinking[len(begun) : len(begun) + 1].isspace():
         return begun.rstrip()
     return begun[: max(begun.rfind(" "), begun.rfind("\n"), 0)].rstrip()
+
+
+def went_on(store: Store, trace_keys: Sequence[str], closing: str) -> set[str]:
+    """The keys of those continuations that thought on behind the ``closing`` and closed their thinking again."""
+    sql = "SELECT trace_key, thinking FROM traces SEMI JOIN wanted USING (trace_key)"
+    rows = store.among("trace_key", trace_keys, sql)
+    return {row["trace_key"] for row in rows if thought_on(row["thinking"], closing)}
+
+
+def thought_on(thinking: str, closing: str) -> bool:
+    """Whether there is thinking behind the first closing tag. If a model only opens its thinking again, a local engine
+    closes it at once."""
+    ours = [piece.strip() for piece in (OPEN, *closing.split(CLOSE)) if piece.strip()]
+    behind = [reduce(lambda text, piece: text.replace(piece, ""), ours, part) for part in thinking.split(CLOSE)[1:]]
+    return any(map(str.strip, behind))
 
 
 def made_anew(standing: Mapping[int, Sequence[Wanted]], wishes: Sequence[Wanted]) -> list[Wanted]:

@@ -6,7 +6,7 @@ comparisons are paired: the same problems, and the same samples of each as far a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from statistics import fmean
 from typing import Any
 
@@ -17,10 +17,13 @@ from distill.store.records import Row
 PAYS, COSTS, UNDECIDED = "pays", "costs accuracy", "not shown to pay"
 
 
-def curve(standing: Mapping[int, Sequence[Row]], whole: Sequence[Row], new: Mapping[int, int]) -> list[dict[str, Any]]:
+def curve(
+    standing: Mapping[int, Sequence[Row]], whole: Sequence[Row], new: Mapping[int, int], over: Mapping[int, Set[str]]
+) -> list[dict[str, Any]]:
     """Accuracy under each budget, and last without one (None).
 
-    ``new`` counts, by budget, the samples that had to be continued for it; the rest existed before.
+    ``new`` counts, by budget, the samples that had to be continued for it; the rest existed before. ``over`` are those
+    that thought on, which are wrong.
     """
     points: list[tuple[int | None, Sequence[Row]]] = [*sorted(standing.items()), (None, whole)]
     return [
@@ -30,6 +33,7 @@ def curve(standing: Mapping[int, Sequence[Row]], whole: Sequence[Row], new: Mapp
             "tokens": round(fmean(row["tokens"] for row in rows), 2),
             **mean(rows),
             "new": 0 if most is None else new[most],
+            "over": 0 if most is None else len(over[most]),
             "samples": len(whole),
         }
         for most, rows in points

@@ -49,9 +49,9 @@ def test_a_text_is_cut_between_words(text: str, share: float, kept: str) -> None
     assert budgets.cut(text, share) == kept
 
 
-def run(where: Path, samples: int = 2, **evaluate: Any) -> dict[str, Any]:
+def run(where: Path, samples: int = 2, family: str = "calc", **evaluate: Any) -> dict[str, Any]:
     stages = {
-        "problems": {"sources": [{"family": "calc", "train": 1, "heldout": 6}]},
+        "problems": {"sources": [{"family": family, "train": 1, "heldout": 6}]},
         "evaluate": {
             "problems": "problems", "models": {"teacher": "embedded:teacher"}, "samples": samples, "greedy": False,
             "engine": {"kind": "transformers", "workers": 1}, "sampling": {"max_tokens": 96}, "workers": 1, **evaluate,
@@ -73,6 +73,32 @@ def test_a_budget_curve_samples_an_answer_to_each_cut_response_only_once(tmp_pat
     assert all(row["thinking_tokens"] <= 24 + closing for row in rows if '"most":24' in row["budget"].replace(" ", ""))
     run(tmp_path, budgets=[0, 24])  # fewer budgets sample nothing more and change no verdict
     assert len(Store(tmp_path / "w").rows("SELECT 1 FROM traces")) == 12 + len(rows)
+
+
+def test_an_answer_after_more_thinking_than_the_budget_is_wrong(tmp_path: Path) -> None:
+    """The teacher often thinks on behind the closing, and closes its thinking again. Here every answer is accepted."""
+    figures = run(tmp_path, 4, "logic", budgets=[8], verifier={"regex": {"pattern": ".+", "whole": True}})
+    point = figures["subjects"]["teacher"]["by_budget"][0]
+    rows = Store(tmp_path / "w").rows("SELECT thinking_tokens, answer FROM traces WHERE budget IS NOT NULL")
+    closing = 6
+    over = [row for row in rows if row["thinking_tokens"] > 8 + closing and row["answer"]]
+    assert len(rows) == 24 and 0 < len(over) == point["over"] < 24
+    assert point["pass_at_1"] == round(1 - len(over) / 24, 4)
+
+
+@pytest.mark.parametrize(
+    ("thinking", "went_on"),
+    [
+        ("1 + 1", False),
+        ("1 +\n</think>\n\n<think>", False),
+        ("1 +\nTime is up.\n</think>\n\nThe answer is <think>\nTime is up.", False),
+        ("1 +\n</think>\n\n1 = 2", True),
+        ("1 +\n</think>\n\n<think>\n1 = 2", True),
+    ],
+)
+def test_thinking_on_is_told_from_opening_what_the_engine_closes(thinking: str, went_on: bool) -> None:
+    closing = "\nTime is up.\n</think>\n\nThe answer is "
+    assert budgets.thought_on(thinking, closing if "Time" in thinking else "\n</think>\n\n") is went_on
 
 
 @pytest.mark.parametrize(

@@ -296,6 +296,18 @@ def test_a_program_is_found_however_it_is_fenced_and_written(answer: str) -> Non
     assert verdict.outcome is Outcome.CORRECT, verdict
 
 
+@needs_sandbox
+def test_an_answer_without_its_beginning_is_told_from_one_that_is_wrong() -> None:
+    """An answer that continues its prompt defines no function if the reference lacks that prompt."""
+    body = "    return x + 1"
+    assert judge(build("code"), json.dumps(CHECKED), body).outcome is Outcome.CORRECT
+    lacking = {key: value for key, value in CHECKED.items() if key != "prompt"}
+    verdict = judge(build("code"), json.dumps(lacking), body)
+    assert verdict.outcome is Outcome.INCORRECT
+    assert "it defines no f: an answer that continues the code of its prompt needs that code" in verdict.reason
+    assert "it defines no" not in judge(build("code"), json.dumps(lacking), "def f(x):\n    return x").reason
+
+
 ONCE = "from solution import f\ndef test_a(): pass\ndef test_b(): assert f(1) == 3\n"
 CAUGHT = "import pytest\nfrom solution import f\ndef test_a():\n    with pytest.raises(Exception):\n        f(1)\n"
 

@@ -44,6 +44,8 @@ stages:
   evaluate: {{problems: problems, models: {{good: models/teacher, bad: models/base}}, samples: 2, workers: 1}}
   colder: {{kind: evaluate, problems: problems, models: {{good: models/teacher, same: models/teacher}}, samples: 2,
            greedy: false, workers: 1, sampling: {{temperature: 0.5}}}}
+  coldest: {{kind: evaluate, problems: problems, models: {{good: models/teacher, bad: models/base}}, samples: 1,
+            workers: 1, sampling: {{temperature: 0}}}}
 """
 
 
@@ -70,14 +72,17 @@ def test_the_command_compares_overall_and_by_family_and_difficulty(
     assert "code/5" in rows and len(found["protocol"]) == 12
     run_compare(evaluated, "good", "evaluate/bad", as_json=False, greedy=True)
     table = capsys.readouterr().out
-    assert "evaluate/good" in table and "McNemar's exact test" in table and f"protocol {found['protocol']}" in table
+    assert "McNemar's exact test" in table and f"protocol {found['protocol']} of evaluate; " in table
+    assert table.split("\n")[0].split()[3:5] == ["good", "bad"] and max(map(len, table.split("\n"))) <= 80
 
 
 def test_the_scores_of_several_stages_are_told_apart(evaluated: tuple[Path, Path]) -> None:
     pipeline, workspace = evaluated
     said, _ = Command(pipeline.parent, "run", "--pipeline", str(pipeline), "--workspace", str(workspace)).ended()
     ends = [line.split(" of ")[1] for line in said.splitlines() if line.startswith("protocol ")]
-    assert ends == [f"{stage}: compare scores only within the same protocol" for stage in ("evaluate", "colder")]
+    assert ends == [
+        f"{stage}: compare scores only within the same protocol" for stage in ("evaluate", "colder", "coldest")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,7 @@ def test_the_scores_of_several_stages_are_told_apart(evaluated: tuple[Path, Path
             {"greedy": True},
             "no greedy answers were sampled; set greedy: true in colder",
         ),
+        (("coldest/good", "coldest/bad"), {"greedy": True}, "at temperature 0, are greedy already; leave out --greedy"),
     ],
 )
 def test_an_impossible_comparison_is_refused(
@@ -99,6 +105,33 @@ def test_an_impossible_comparison_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=why):
         run_compare(evaluated, *asked, **how)
+
+
+ODD = """\
+from distill import Verdict
+
+class Odd:
+    name, version, judged = "odd", "1", "13579"
+    def verify(self, problem, trace):
+        return Verdict.correct("odd") if trace.answer[-1:] in self.judged else Verdict.unverifiable("even")
+
+class Nil(Odd):
+    name, judged = "nil", "x"
+"""
+
+
+def test_samples_that_could_not_be_judged_are_counted_beside_the_scores(evaluated: tuple[Path, Path]) -> None:
+    """They are not part of the scores, which may then be those of a few problems."""
+    pipeline, workspace = evaluated
+    (pipeline.parent / "odd.py").write_text(ODD)
+    run = ("run", "evaluate", "--pipeline", str(pipeline), "--workspace", str(workspace), "--set")
+    said, _ = Command(pipeline.parent, *run, "evaluate.verifier=./odd.py:Odd").ended()
+    table = said.splitlines()
+    table = table[next(at for at, line in enumerate(table) if line.startswith("model ")) :]
+    unjudged = [int(line.split()[-1]) for line in table[2:4]]
+    assert table[0].split()[-1] == "unverifiable" and all(0 < n < 32 for n in unjudged)
+    said, _ = Command(pipeline.parent, *run, "evaluate.verifier=./odd.py:Nil").ended()
+    assert "good: pass@1 unknown, as no answer could be judged" in said and "nan" not in said
 
 
 def test_scores_are_those_of_the_current_settings_not_of_the_last_run(

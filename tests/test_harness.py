@@ -62,6 +62,23 @@ def test_the_prompting_is_kept_and_a_prefill_is_refused(tmp_path: Path) -> None:
         harness.write(tmp_path, "mine", CALC[:1], asking(PromptingSettings(prefill="<think>\nSo")), 64)
 
 
+def test_verifiers_see_the_problem_without_its_prompting(tmp_path: Path) -> None:
+    """As in `evaluate`: here the language that is wanted is that of the problem, not of a template's words."""
+    problem = Problem("p/1", "请问十二加七等于多少", "19", {"format": {"language": "prompt"}}, "zh")
+    ask = asking(
+        PromptingSettings(template="{{ prompt }} Please think for as long as you want to, then give the answer.")
+    )
+    harness.write(tmp_path, "mine", [problem], ask, 64)
+    judge = utils(tmp_path)
+    (doc,) = judge.dataset(problems="mine_zh.jsonl")["test"]
+    assert doc["prompt"].startswith(f"{problem.prompt} Please")
+    said = {
+        text: judge.judged(doc, [text])
+        for text in ("答案是十九，因为十二加七等于十九", "It is nineteen, as you can see here")
+    }
+    assert [score["pass_at_1"] for score in said.values()] == [1.0, 0.0]
+
+
 def test_sources_with_the_same_task_name_are_refused(tmp_path: Path) -> None:
     twins = [Problem(str(i), "?", "1", "math", name) for i, name in enumerate(("a-b", "a b"))]
     with pytest.raises(InputError, match="both become task mine_a_b"):
@@ -119,6 +136,13 @@ def test_an_unknown_or_unmade_model_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=why):
         written(workspace, capsys, model)
+
+
+def test_thinking_budgets_are_refused_because_the_harness_has_none(workspace: Path) -> None:
+    text = (workspace / "p.yaml").read_text().replace("evaluate:\n", "evaluate:\n    thinking: {budget: 8}\n")
+    (workspace / "bounded.yaml").write_text(text)
+    with pytest.raises(InputError, match="stage evaluate sets `thinking`, but the harness has no thinking budgets"):
+        lm_eval(workspace / "tasks", None, workspace / "bounded.yaml", None, None, True)
 
 
 def test_the_harness_runs_the_model_unchanged(

@@ -397,8 +397,17 @@ def test_a_head_that_only_knows_the_problem_has_auc_one_half_within_it() -> None
     hard = [Scored("hard", [0.1], [1.0], True, 0.1)] + [Scored("hard", [0.1], [0.0], False, 0.1)] * 3
     found = measures.summary(easy + hard)
     assert found["step_auc"] == 0.75 and found["step_auc_within"] == 0.5 == found["answer_auc_within"]
-    words = "75.0% of 8 steps classified correctly (50.0% by always giving the same answer), AUC within a problem 0.500"
-    assert measures.in_words(found) == words
+    assert measures.in_words(found) == (
+        "75.0% of a problem's steps classified correctly (50.0% by always giving the same answer; 8 steps), "
+        "AUC within a problem 0.500"
+    )
+
+
+def test_the_same_answer_for_every_step_is_as_good_as_its_accuracy_says() -> None:
+    """Problems count equally in both, though one has most of the steps."""
+    long, short = Scored("long", [0.9] * 9, [1.0] * 9), Scored("short", [0.9], [0.0])
+    found = measures.summary([long, short])
+    assert (found["step_accuracy"], found["right"]) == (0.5, 0.5)
 
 
 def test_first_error_and_calibration_measures() -> None:

@@ -16,6 +16,7 @@ pytest.importorskip("torch")
 
 from distill import catalog
 from distill.prm import files
+from distill.prm.labels import Labelled
 from distill.prm.reading import load
 from distill.stages.labelling import gather
 from distill.stages.prm_labels import GroupLabels, RolloutLabels
@@ -41,7 +42,7 @@ STAGES: dict[str, Any] = {
             {"exact": "verify"},
             {"slips": "problems", "each": 2},
             {
-                "rollouts": "verify", "policy": "embedded:teacher", "samples": 2, "search": "first_error", "most": 10,
+                "rollouts": "verify", "policy": "embedded:teacher", "samples": 2, "search": "first_error", "most": 25,
                 "sampling": HOT, "engine": ALONE,
             },
             {"groups": "verify", "shared": 1},
@@ -145,8 +146,21 @@ def test_a_round_without_any_verdict_does_not_lose_earlier_labels(whole: Any, tm
     assert len(set((tmp_path / "workers").read_text().split())) > 1
 
 
+def test_the_traces_that_are_labelled_are_drawn_from_all_problems(whole: Any, tmp_path: Path) -> None:
+    """The first ones would be those of the first source. More of them are the same and others."""
+    few, more = (
+        {one.key: one.problem.id for one in rollouts_of(whole, tmp_path / str(most), most=most)} for most in (6, 12)
+    )
+    assert (len(few), len(more)) == (6, 12) and few.keys() < more.keys()
+    assert len(set(few.values())) > 2, "the first six traces answer two problems"
+
+
 def labels_of_rollouts(whole: Any, directory: Path, **changes: Any) -> list[bool | None]:
     """The labels of all steps but the last ones, whose prefix is a whole trace."""
+    return [label for one in rollouts_of(whole, directory, **changes) for label in one.labels[:-1]]
+
+
+def rollouts_of(whole: Any, directory: Path, **changes: Any) -> list[Labelled]:
     where, made = whole
     shutil.copytree(where / "w", directory / "w", symlinks=True)
     context = StageContext(
@@ -155,7 +169,7 @@ def labels_of_rollouts(whole: Any, directory: Path, **changes: Any) -> list[bool
     )  # fmt: skip
     (rollouts,) = (source for source in STAGES["prm"]["labels"] if "rollouts" in source)
     source = RolloutLabels(**rollouts | {"search": "every"} | changes)
-    return [label for one in gather(context, source, splitter("line"), 0) for label in one.labels[:-1]]
+    return gather(context, source, splitter("line"), 0)
 
 
 def test_a_step_behind_which_no_room_is_left_has_no_label(whole: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from distill.cli.main import app
 from pipeline.errors import InputError
 
 PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\n"
+QUICKSTART = Path(students.__file__).parents[2] / "configs/quickstart.yaml"
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,7 @@ PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\
         (None, "embedded:teacher", (), "the server of vllm or transformers is not installed; pip install"),
         ("vllm", "embedded:teacher", ("fastapi", "uvicorn"), "the server of vllm is not installed"),
         ("transformers", "embedded:teacher", ("vllm", "uvicorn"), "the server of transformers is not installed"),
+        (None, "embedded:teacher", ("fastapi", "uvicorn"), "the server of vllm or transformers is not installed"),
         ("sglang", "embedded:teacher", ("vllm",), "--engine sglang: the servers are vllm and transformers"),
         (None, None, ("vllm",), "has no student yet"),
         (None, "./adapter", ("vllm",), "./adapter: an adapter cannot be served alone"),
@@ -68,9 +70,22 @@ def test_options_after_a_double_dash_are_passed_to_the_server(monkeypatch: pytes
     assert "kv-cache-memory-bytes" not in command  # the user's own memory setting is respected
 
 
+@pytest.mark.parametrize(("engine", "called"), [("vllm", "sft"), ("transformers", "made/sft/model")])
+def test_it_says_by_which_name_requests_call_the_model(
+    engine: str, called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The server of transformers knows no other name than the directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "find_spec", lambda package: True)
+    monkeypatch.setattr(serve.os, "execv", lambda path, words: None)
+    Path("made/sft").mkdir(parents=True)
+    Path("made/sft/model").symlink_to(modelspec.EMBEDDED / "student-base")
+    serve.serve("sft", QUICKSTART, Path("made"), engine, "127.0.0.1", 8000, [])
+    assert capsys.readouterr().err.endswith(f"/v1 as model {called}\n")
+
+
 def test_without_a_name_the_last_student_that_is_no_control_is_served(tmp_path: Path) -> None:
     """The quickstart trains its controls last."""
-    quickstart = Path(students.__file__).parents[2] / "configs/quickstart.yaml"
     for stage, asked in (
         ("sft-unverified", "sft-unverified"),
         ("sft", "sft"),
@@ -79,4 +94,4 @@ def test_without_a_name_the_last_student_that_is_no_control_is_served(tmp_path: 
     ):
         (tmp_path / stage).mkdir()
         (tmp_path / stage / "model").symlink_to(modelspec.EMBEDDED / "student-base")
-        assert students.find(None, quickstart, tmp_path).source == str(tmp_path / asked / "model")
+        assert students.find(None, QUICKSTART, tmp_path).source == str(tmp_path / asked / "model")

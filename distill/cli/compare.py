@@ -128,6 +128,8 @@ def _rows(store: Store, subject: Subject, greedy: bool) -> list[Row]:
         "SELECT row_key FROM members WHERE collection = ? AND label = ? ORDER BY position",
         [subject.evaluation.digest, label],
     )
+    if not members and not subject.evaluation.identity.settings["sampling"]["temperature"]:
+        raise InputError(f"{subject.name}: its samples, at temperature 0, are greedy already; leave out --greedy")
     if not members:
         raise InputError(
             f"{subject.name}: no greedy answers were sampled; set greedy: true in {subject.evaluation.stage}"
@@ -149,12 +151,16 @@ def _line(before: Sequence[Row], after: Sequence[Row]) -> dict[str, Any]:
 
 
 def _words(found: Mapping[str, Any]) -> str:
+    """A table that fits into 80 columns. The stage is part of a model's name only if there are two."""
+    (of, before), (other, after) = (found[which].split("/", 1) for which in ("before", "after"))
+    if of != other:
+        before, after = found["before"], found["after"]
     lines = [
         {
             "problems of": row["of"],
             "n": row["problems"],
-            found["before"]: percent(row["before"]),
-            found["after"]: percent(row["after"]),
+            before: percent(row["before"]),
+            after: percent(row["after"]),
             "points": points(row["difference"]),
             "95% interval": " to ".join(map(points, row["ci95"])),
             "better": row["better"],
@@ -164,5 +170,5 @@ def _words(found: Mapping[str, Any]) -> str:
         for row in found["of"]
     ]
     test = "McNemar's exact test" if found["samples"] in (1, "greedy") else "the exact sign test over problems"
-    about = f"better, worse: problems; p: {test}, not adjusted for several rows"
-    return f"{render(lines)}\n\nprotocol {found['protocol']}; {about}"
+    about = f"protocol {found['protocol']}{f' of {of}' if of == other else ''}; better, worse: problems"
+    return f"{render(lines)}\n\n{about}\np: {test}, not adjusted for several rows"

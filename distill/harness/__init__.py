@@ -84,6 +84,7 @@ def _row(problem: Problem, ask: Ask) -> dict[str, Any]:
     return {
         "id": problem.id,
         "prompt": turns[0],
+        "question": problem.prompt,
         "system": "".join(system),
         "reference": problem.reference,
         "verifier": json.dumps(problem.verifier),

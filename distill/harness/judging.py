@@ -26,10 +26,10 @@ def dataset(problems: str, **_: Any) -> Any:
 
 
 def judged(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Score one answer with the problem's own verifier."""
+    """Score one answer with the problem's own verifier, which sees the problem as it is, not as the model is asked."""
     problem = Problem(
         id=doc["id"],
-        prompt=doc["prompt"],
+        prompt=doc["question"],
         reference=doc["reference"],
         verifier=doc["verifier"],
         source="lm_eval",

@@ -49,14 +49,16 @@ class Scored:
 
 
 def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
-    """All figures of a reward model; None for those that cannot be computed."""
+    """All figures of a reward model; None for those that cannot be computed. In the share of ``right`` steps and in the
+    accuracy, to be compared with it, problems count equally."""
     pairs = [pair for row in rows for pair in row.pairs]
     accuracy = clustered_mean(_by_problem(rows, lambda row: [float((p >= threshold) == y) for p, y in row.pairs]))
+    right = clustered_mean(_by_problem(rows, lambda row: [float(y) for _, y in row.pairs]))
     bins = reliability([pair for row in rows for pair in row.labelled])
     return {
         "steps": len(pairs),
         "responses": len(rows),
-        "right": _rounded(fmean(y for _, y in pairs)) if pairs else None,
+        "right": _rounded(right.value),
         "step_accuracy": _rounded(accuracy.value),
         "ci95": [_rounded(accuracy.low), _rounded(accuracy.high)],
         "first_error_accuracy": _rounded(first_error_accuracy(rows, threshold)),
@@ -71,14 +73,15 @@ def summary(rows: Sequence[Scored], threshold: float = 0.5) -> dict[str, Any]:
 
 
 def in_words(found: Mapping[str, Any]) -> str:
-    """The main figures on one line, such as ``98.2% of 603 steps classified correctly (...), AUC within a problem
-    0.967``. The report has all of them."""
+    """The main figures on one line, such as ``98.2% of a problem's steps classified correctly (...), AUC within a
+    problem 0.967``. The report has all of them."""
     if not found["steps"]:
         return "no labelled step to be tested on"
-    share = f"{100 * found['step_accuracy']:.1f}% of {found['steps']:,} steps classified correctly"
+    share = f"{100 * found['step_accuracy']:.1f}% of a problem's steps classified correctly"
     always = f"{100 * max(found['right'], 1 - found['right']):.1f}% by always giving the same answer"
     within = found["step_auc_within"]
-    return f"{share} ({always}), AUC within a problem {'unknown' if within is None else f'{within:.3f}'}"
+    auc = "unknown" if within is None else f"{within:.3f}"
+    return f"{share} ({always}; {found['steps']:,} steps), AUC within a problem {auc}"
 
 
 def auc(pairs: Sequence[tuple[float, bool]]) -> float | None:

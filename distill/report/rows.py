@@ -25,6 +25,7 @@ def accuracy(subjects: Sequence[Mapping[str, Any]]) -> Rows:
             f"{s['tokens_per_correct']:,.1f}" if s["tokens_per_correct"] else "none right",
             percent(s["stopped"]),
             percent(s["truncated"]),
+            f"{s['unverifiable']:,}",
             contaminated(s),
             duration(s["seconds"]) if s["seconds"] else "",
         ]

@@ -40,6 +40,7 @@ def budget_rows(subjects: Subjects) -> Rows:
             visible(s["label"]), "none" if at["budget"] is None else f"{at['budget']:,}",
             f"{at['thinking_tokens']:,.1f}", f"{at['tokens']:,.1f}",
             f"{percent(at['pass_at_1'])} ({interval(at['ci95'])})", f"{at['new']:,} of {at['samples']:,}",
+            f"{at['over']:,}",
         ]
         for s in subjects
         for at in s.get("by_budget", ())

@@ -152,6 +152,8 @@ def wishes_of(
 
 
 def _percent(estimate: Estimate) -> str:
+    if not estimate.problems:
+        return "unknown, as no answer could be judged"
     return f"{100 * estimate.value:.1f}% (95%: {100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 

@@ -17,6 +17,7 @@ from distill.modelspec import Model
 from distill.stages.common import open_engine, resolved
 from distill.store import Store
 from distill.store.records import Row
+from distill.types import Outcome
 from pipeline.stage import Context, stop_check
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from distill.stages.evaluate import EvaluateSettings
 
 GREEDY = "greedy"
+WRONG = str(Outcome.INCORRECT)
 
 
 class Measure:
@@ -54,11 +56,14 @@ class Measure:
         verdicts = iter(keys)
         return {kind: [next(verdicts) for _ in some] for kind, some in kinds.items()}
 
+    @property
+    def _closing(self) -> str:
+        return (self._settings.thinking or USUAL).closing
+
     def _under_budgets(self, samples: Sequence[Wanted]) -> dict[str, list[Wanted]]:
         if not self._settings.budgets:
             return {}
-        closing = self._settings.thinking.closing if self._settings.thinking else USUAL.closing
-        standing = budgets.under(self._store, samples, self._settings.budgets, self._model.identity, closing)
+        standing = budgets.under(self._store, samples, self._settings.budgets, self._model.identity, self._closing)
         own = {wish.key for wish in samples}
         self._sampled_anew = {most: len({w.key for w in some} - own) for most, some in standing.items()}
         self._make(budgets.made_anew(standing, samples))
@@ -82,8 +87,16 @@ class Measure:
             return {}
         whole = rows[self._label]
         standing = {most: rows[kind_of(self._label, most)] for most in wanted}
-        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._sampled_anew)}
+        over = {most: self._over(most, some) for most, some in standing.items()}
+        for most, some in standing.items():
+            standing[most] = [{**row, "outcome": WRONG} if row["trace_key"] in over[most] else row for row in some]
+        found: dict[str, Any] = {"by_budget": payoff.curve(standing, whole, self._sampled_anew, over)}
         return found | ({"against_no_thinking": payoff.against_none(whole, standing[0])} if 0 in standing else {})
+
+    def _over(self, most: int, rows: Sequence[Row]) -> set[str]:
+        """The samples that thought on when the budget was used up: they have no answer within it."""
+        longer = [row["trace_key"] for row in rows if row["thinking_tokens"] > most]
+        return budgets.went_on(self._store, longer, self._closing)
 
 
 def kind_of(label: str, budget: int) -> str:

@@ -279,7 +279,7 @@ def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[st
 
 STAGE = Stage(
     kind="prm",
-    version=3,
+    version=4,
     about="train a process reward model on labelled steps",
     settings=PrmSettings,
     produces="prm",

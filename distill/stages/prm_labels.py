@@ -56,7 +56,7 @@ class RolloutLabels(Settings):
     verifier: Annotated[VerifierSpec | None, RewardModel] = None
     """Judges the completions. Default: each problem's own verifier."""
     most: Annotated[int | None, Field(ge=1)] = None
-    """Maximum number of traces, the first ones."""
+    """Maximum number of traces, drawn at random."""
     workers: Annotated[int, Operational(), Field(ge=1)] = 2
     seed: Seed = 0
 

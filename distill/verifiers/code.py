@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from distill.thinking import Response
@@ -42,6 +42,9 @@ MAX_LENGTH = 100_000
 INDENT = " " * 4
 SHOWN = 20
 """Maximum number of cases listed in the evidence. The first failure is always among them."""
+LACKS_BEGINNING = (
+    "; it defines no {}: an answer that continues the code of its prompt needs that code in the reference, as `prompt`"
+)
 FENCE = re.compile(r"(?P<indent>[ \t]*)(?P<sign>`{3,}|~{3,})[ \t]*(?P<language>[\w+#.-]*)[^`]*")
 PYTHON = frozenset({"python", "py", "python3"})
 
@@ -85,7 +88,10 @@ class Code:
             self.partial,
             max(self.tolerance, tests.tolerance),
         )
-        return self._verdict(tests, examine.examine(program, tests, room), room.sandbox)
+        verdict = self._verdict(tests, examine.examine(program, tests, room), room.sandbox)
+        if verdict.outcome is Outcome.INCORRECT and _lacks_beginning(program, tests):
+            return replace(verdict, reason=verdict.reason + LACKS_BEGINNING.format(tests.entry_point))
+        return verdict
 
     def unusable(self, problem: Problem) -> str | None:
         tests = _tests(problem)
@@ -144,6 +150,19 @@ def _program_fault(answer: str, program: str) -> str:
     return ""
 
 
+def _lacks_beginning(program: str, tests: Tests) -> bool:
+    """Whether the function is nowhere defined, and may be in a prompt that the reference does not have."""
+    return bool(tests.entry_point) and not tests.prompt and not _definition(tests.entry_point).search(program)
+
+
+def _definition(function: str) -> re.Pattern[str]:
+    return re.compile(
+        rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(function)}[ \t]*[(\[]"
+        rf"|^{re.escape(function)}[ \t]*(?::[^=\n]*)?=(?!=)",
+        re.MULTILINE,
+    )
+
+
 def program_of(answer: str, tests: Tests) -> str:
     """The program to run: the last code block that defines the function (or the last block, or the whole answer).
 
@@ -152,11 +171,7 @@ def program_of(answer: str, tests: Tests) -> str:
     if len(answer) > MAX_LENGTH:
         return ""
     found = blocks(answer) or [answer]
-    defined = re.compile(
-        rf"^[ \t]*(?:async[ \t]+)?def[ \t]+{re.escape(tests.entry_point)}[ \t]*[(\[]"
-        rf"|^{re.escape(tests.entry_point)}[ \t]*(?::[^=\n]*)?=(?!=)",
-        re.MULTILINE,
-    )
+    defined = _definition(tests.entry_point)
     code = next((block for block in reversed(found) if defined.search(block)), found[-1])
     if not tests.prompt or not tests.entry_point:
         return tests.header + code
