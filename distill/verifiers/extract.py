@@ -18,7 +18,7 @@ The rules are tried in this order. The first that finds something wins and is na
 10. ``text``: the last line, whatever it is.
 
 Rules 7 to 9 do not apply if the words around the value deny it or change its meaning ("cannot be 5", "more than 5", "3
-or 5", "5 is wrong", "5 squared").
+or 5", "5 is wrong", "5 squared"), nor rule 9 if the text ends with a question, which may be the problem's own.
 
 Nothing here looks at the reference, so a wrong answer cannot pass because the right value occurs somewhere in it. Every
 rule takes time linear in the text. `distill.verifiers.number` and `distill.verifiers.latex` interpret the span.
@@ -40,12 +40,15 @@ PROSE = re.compile(
 MARKER = re.compile(
     r"\banswers?(?:\s{1,9}(?:to|for|of)\b[^.\n:=]{0,60}?)?[\s*]{0,9}"
     r"(?:\b(?:is|are|(?:should|must|would) be|equals)\b|:|=)"
-    r"(?:\s{1,9}(?:therefore|thus|then|simply|just|indeed|clearly|equal to)\b,?)?[\s:*]*(?:is\b[\s:*]*)?",
+    r"(?:\s{1,9}(?:therefore|thus|then|simply|just|indeed|clearly|equal to)\b,?)?[\s:*]*(?:is\b[\s:*]*)?"
+    r"|(?:答案|答え|정답|ответ|réponse|respuesta|antwort|risposta|resposta)[\s*]{0,3}(?:(?:应该)?[是为选]|[は은는]|(?:est|es|ist|è|é)\b|[:：=])"
+    r"[\s:：*]*",
     re.IGNORECASE,
 )
-VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|\$|\\[(\[a-z]|\*\*)"
+"""What comes before a stated answer, in English and in short in other languages."""
+VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|\$|\\[(\[a-z]|\*\*(?=[^\s.,;:!?)*]))"
 CORRECTION = re.compile(
-    r"\b(?:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that)\b[\s,:;.!—–-]*"
+    r"\b(?:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that|just kidding|my mistake)\b[\s,:;.!—–-]*"
     r"(?:(?:wait|actually|no|sorry|oops|correction|i|mean|it|that|this|is|was|wrong|be|should|must|the|correct|right|"
     r"answer|value|result|make|rather|it's|that's)\b[\s,:;.!—–-]*){0,12}(?=" + VALUE + ")",
     re.IGNORECASE,
@@ -62,7 +65,7 @@ FORMULA = re.compile(
 NUMBER = re.compile(
     r"(?<![\w.√^/])(?<![A-Za-z]\()[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?%?", re.ASCII
 )
-SENTENCE_END = re.compile(r"[.?]\s|(?<![\d)}\\])!\s")
+SENTENCE_END = re.compile(r"(?<!\bRs)(?<!\b[MD]r)(?<!\bM[st])(?<!\bMrs)(?<!\bSt)[.?]\s|(?<![\d)}\\])!\s")
 FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf|begin|end)\s?\{[^{}]*\}")
 CLAUSE = re.compile(r"\b(?:is|are|be|equals)\b|=")
 NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
@@ -76,7 +79,7 @@ DENIED = re.compile(
 TURNED = re.compile(r"\b(?:but|so|then|thus|therefore|hence|instead)\b", re.IGNORECASE)
 CHANGED = re.compile(
     r"[\s$)\]\\?]*(?:(?:is|are|was|were|would be|seems?)\s(?:\w+\s)?)?(?:wrong|incorrect|false|impossible|not)\b"
-    r"|[\s$-]*(?:(?:more|less|fewer|greater|larger|smaller)\sthan|plus|minus|over|squared|cubed|factorial"
+    r"|[\s$-]*(?:(?:more|less|fewer|greater|larger|smaller)\sthan|and\s(?:an?|one|two|three)\s[a-z]+|plus|minus|over|squared|cubed|factorial"
     r"|(?:times|divided by|multiplied by)\s[\w$\\]|half|halves"
     r"|(?:thi|quarte|fou|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:rd|th)s)\b",
     re.IGNORECASE,
@@ -113,7 +116,11 @@ TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a later sentence that retracts a box."""
-CONDITION = re.compile(r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b", re.IGNORECASE)
+CONDITION = re.compile(
+    r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b|\s[a-z]{1,12},?\s(?:(?:or|and)\s[$-]?\d|(?:if|unless|depending)\b)",
+    re.IGNORECASE,
+)
+"""Words after a value, or after its unit, that make it one of several."""
 UNIT = re.compile(
     r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
     + "|".join(
@@ -182,7 +189,7 @@ def final_answer(text: str) -> Span:
     if clause != line and len(clause) <= LINE_LENGTH and sound:
         return Span(clause, "last clause")
     numbers = list(NUMBER.finditer(tail))
-    if numbers and not denied(tail, *numbers[-1].span()):
+    if numbers and not tail.endswith("?") and not denied(tail, *numbers[-1].span()):
         return Span(_with_unit(numbers[-1]), "last number")
     return Span(_clean(line), "text")
 
