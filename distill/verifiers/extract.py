@@ -6,7 +6,7 @@ The rules are tried in this order. The first that finds something wins and is na
    or a comma separates the last ones, which then form a list. If the words around the box deny it, or later ones
    retract it ("Wait, that is wrong"), the answer stated after that counts. If there is none, the box stands with the
    rule ``taken back``, and cannot be `correct` (`at_most`);
-2. ``<answer>``: the content of the last ``<answer>...</answer>``;
+2. ``<answer>``: the content of the last ``<answer>...</answer>``, all of it if it has no prose;
 3. ``####``: what follows the last ``####`` on its line (GSM8K);
 4. ``corrected``: a value that replaces the one that rule 5 finds ("Wait, no: 6", "Actually, it is 6");
 5. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is retracted without a
@@ -165,7 +165,9 @@ def final_answer(text: str) -> Span:
         return _from_boxes(text, boxes)
     if "</answer>" in text and (tagged := text.rpartition("</answer>")[0].rpartition("<answer>"))[1]:
         inside = final_answer(tagged[2].strip())
-        return inside if inside.rule in ("boxed", "boxes", "####", "answer:") else inside._replace(rule="<answer>")
+        if inside.rule in ("boxed", "boxes", "####", "answer:"):
+            return inside
+        return Span(inside.text if _is_prose(tagged[2]) else _clean(tagged[2]), "<answer>")
     if "####" in text:
         return Span(text.rpartition("####")[2].strip().partition("\n")[0].strip(), "####")
     tail = text[-TAIL:].strip()
@@ -179,19 +181,24 @@ def final_answer(text: str) -> Span:
                 return Span(_clean(rest), "text")
             return Span(_without_prose(_clean(claim)), "corrected" if corrections else "answer:")
     line = tail.rpartition("\n")[2].strip()
-    if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not PROSE.search(line):
+    if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not _is_prose(line):
         return Span(_clean(line), "last line")
     if (formulas := _formulas(tail)) and not denied(tail, *formulas[-1].span()):
         return Span(_inside(formulas[-1]), "last formula")
     begin = max((found.end() for found in CLAUSE.finditer(line)), default=0)
     clause = _clean(line[begin:])
-    sound = re.search(r"\d|\\", clause) and not PROSE.search(clause) and not denied(line, begin, len(line))
+    sound = re.search(r"\d|\\", clause) and not _is_prose(clause) and not denied(line, begin, len(line))
     if clause != line and len(clause) <= LINE_LENGTH and sound:
         return Span(clause, "last clause")
     numbers = list(NUMBER.finditer(tail))
     if numbers and not tail.endswith("?") and not denied(tail, *numbers[-1].span()):
         return Span(_with_unit(numbers[-1]), "last number")
     return Span(_clean(line), "text")
+
+
+def _is_prose(text: str) -> bool:
+    """Whether there is prose outside of LaTeX's own texts and environments."""
+    return PROSE.search(FONT.sub("", text)) is not None
 
 
 def _retracted(claim: str, after: str) -> bool:
@@ -292,7 +299,7 @@ def _content(text: str, box: _Box) -> str:
 
 def _formulas(text: str) -> list[re.Match[str]]:
     """The formulas between dollar signs or other delimiters, but not the prose between two amounts of money."""
-    return [match for match in FORMULA.finditer(text) if not PROSE.search(FONT.sub("", _inside(match)))]
+    return [match for match in FORMULA.finditer(text) if not _is_prose(_inside(match))]
 
 
 def _inside(formula: re.Match[str]) -> str:
@@ -301,7 +308,7 @@ def _inside(formula: re.Match[str]) -> str:
 
 def _without_prose(sentence: str) -> str:
     """The formula or the leading number of "42 because 6 times 7 is that"; a short phrase stays whole."""
-    if not PROSE.search(FONT.sub("", sentence)) or NEGATION.search(sentence):
+    if not _is_prose(sentence) or NEGATION.search(sentence):
         return sentence
     if formulas := _formulas(sentence):
         first = formulas[0]

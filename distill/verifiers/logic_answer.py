@@ -43,7 +43,8 @@ SAYINGS: dict[str, dict[str, str]] = {
 }
 WORD = re.compile(r"'([^']+)'|(\S+)")
 LEAD = re.compile(
-    r"(?:(?:the )?(?:final )?(?:conclusion|verdict|result|truth value|label): ?)?(?:(?:therefore|thus|hence|so|then|in conclusion)[\s,:]*)?"
+    r"(?:(?:the )?(?:final )?(?:conclusion|verdict|result|truth value|label): ?)?"
+    r"(?:(?:therefore|thus|hence|so|then|in conclusion)[\s,:]*)?"
     r"(?:i (?:think|believe|conclude|(?:would |'d )?say|am sure)(?: that)?(?: (?!$))?)?"
     r"(?:(?:that|it|this|they)(?:'s)?|(?:the|these|this|both) (?:\w+ ){0,2}\w+)?(?: ?(?:is|are|must be|has to be))?"
     r"(?: ?(?:logically|necessarily|definitely|indeed))?"
