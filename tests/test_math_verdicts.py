@@ -160,7 +160,7 @@ OURS = [
     (r"\sqrt{23}", "So it is √23", CORRECT),
     (r"\sqrt{23}", r"\boxed{\sqrt 23}", CORRECT),
     ("1024", r"\boxed{2^10}", CORRECT),
-    ("1024", r"\boxed{2**10}", INCORRECT),
+    ("1024", r"\boxed{2**10}", CORRECT),
     ("0.5", r"\boxed{0,5}", UNVERIFIABLE),
     ("10", r"\boxed{{5 \choose 2}}", CORRECT),
     ("42", "The answer is **42** apples.", CORRECT),
@@ -199,6 +199,73 @@ OURS = [
     ("A", r"\boxed{\text{Answer: A}}", CORRECT),
 ]
 
+WRITTEN = [
+    *((reference, answer, CORRECT) for reference, answer in (
+        (r"3.2\times10^{-5}", r"\boxed{3.2 × 10⁻⁵}"), (r"3.2\times10^{-5}", r"\boxed{3.2\times{10}^{-5}}"),
+        ("x>3", r"\boxed{\{x \mid x>3\}}"), ("[1,5)", r"\boxed{\{x \in \mathbb{R} \mid 1 \leqslant x < 5\}}"),
+        (r"(-\infty, 2) \cup (3, \infty)", r"\boxed{x<2 \lor x>3}"), (r"\mathbb{R}", r"\boxed{\mathbb R}"),
+        ("x^2+2x+1", r"\boxed{x**2+2*x+1}"), ("(1,2)", "\\boxed{（1，2）}"), ("12", "\\boxed{\u200e12\u200b}"),
+        (r"\frac34", r"\boxed{{3 \over 4}}"), ("12", r"\boxed{\textcolor{red}{12}}"), ("5600", "The answer is Rs. 5600."),
+        ("60 mph", r"\boxed{60\text{ miles per hour}}"), (r"36\pi\text{ cm}^2", r"\boxed{36\pi\text{ square cm}}"),
+        (r"\text{Evelyn}", r"\boxed{\text{\textbf{Evelyn}}}"), ("12_8", r"\boxed{12_{\text{eight}}}"),
+        ("12_8", "The answer is 12 base 8."), ("3:45 p.m.", r"\boxed{15:45}"), ("(3,-2)", r"\boxed{\{(3,-2)\}}"),
+        ("11/3", r"\boxed{3.666...}"), (r"\sqrt[3]{2}", r"\boxed{∛2}"), ("no", r"\boxed{\text{No}}"),
+        ("No", "**Final Answer:** **No**"), ("12", "答案是12。"), ("12", "Die Antwort ist 12."), ("Mr. Smith", "The answer is Mr. Smith."),
+        ("infinitely many", r"\boxed{\infty}"), (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\boxed{\vec{v}=[1,2,3]}"),
+    )),
+    *((reference, answer, UNVERIFIABLE) for reference, answer in (
+        ("12", "twelve apples"), (r"\frac34", r"\boxed{\text{three quarters}}"), ("12", "The answer is 12!"),
+        (r"(-\infty, 2) \cup (3, \infty)", r"\boxed{]-\infty,2[\cup]3,\infty[}"), ("(3,-2)", r"\boxed{P(3,-2)}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\frac12\begin{pmatrix}2\\4\end{pmatrix}}"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\mathbf{i}+2\mathbf{j}}"), ("True", "Yes"),
+        ("x^2+1", r"\boxed{x^2+1=0}"), ("18.90", "The answer is 18 dollars and 90 cents."), ("2/3", r"\boxed{0.66}"),
+        ("42", r"\boxed{x \approxeq 42}"),
+    )),
+    *((reference, answer, INCORRECT) for reference, answer in (
+        ("13", "twelve apples"), ("True", "No"), ("2/3", r"\boxed{0.65}"), ("12_8", "The answer is 13 base 8."),
+        ("3:45 p.m.", r"\boxed{14:45}"), ("(3,-2)", r"\boxed{\{(-2,3)\}}"), ("Yes", "**Final Answer:** **No**"),
+    )),
+]  # fmt: skip
+"""Answers as they are written, which were unreadable and therefore incorrect, or read as something else."""
+
+FOOLING = [
+    *(
+        ("42", rf"\boxed{{{hack}}}", INCORRECT)
+        for hack in (
+            "|6*7|",
+            r"\{6*7\}",
+            r"\log_2 2^{6*7}",
+            r"e^{\ln(6*7)}",
+            r"\sqrt{6\cdot 7\cdot 42}",
+            r"\lfloor 42.5+0\rfloor",
+            r"x = |6*7|",
+        )
+    ),
+    *(
+        ("42", hack, UNVERIFIABLE)
+        for hack in (
+            r"\boxed{42\text{, 43}}",
+            r"\boxed{42\text{ (43)}}",
+            r"\boxed{42\text{ 43}}",
+            r"\boxed{42\text{ halved}}",
+            r"\boxed{42\text{ hundreds}}",
+            r"\boxed{42\text{ sevenths}}",
+            r"\boxed{\not= 42}",
+            r"\boxed{42!!}",
+            "The answer is 42 and a half.",
+            "The answer is 42 apples or 43 apples.",
+            "Is it 42?",
+            "There are 42 students. How many are in two classes?",
+        )
+    ),
+    ("42", "The answer is 42. Just kidding, it is 43.", INCORRECT),
+    (r"\frac12", r"\boxed{\frac13 = \frac12}", UNVERIFIABLE),
+    ("(8,-2)", r"\boxed{7 = (8,-2)}", UNVERIFIABLE),
+    ("p-q", r"\boxed{p-q\text{, 7}}", UNVERIFIABLE),
+    ("1.25", r"\boxed{1.25\ldots}", UNVERIFIABLE),
+]
+"""Answers that were correct although they name more than the answer, take it back, or leave the work to the verifier."""
+
 IN_WORDS = [
     ("$5", "5 cents", INCORRECT),
     ("5 dollars", "5 cents", INCORRECT),
@@ -235,14 +302,14 @@ IN_WORDS = [
 """Sentences: the words beside a number deny it, change it, or are its unit."""
 
 
-@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + IN_WORDS)
+@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + WRITTEN + FOOLING + IN_WORDS)
 def test_each_answer_gets_the_expected_verdict(reference: str, answer: str, expected: Outcome) -> None:
     pytest.importorskip("math_verify")
     verdict = judge(MATH, Problem("p", "?", reference, "math", "test"), answer)
     assert verdict.outcome is expected, verdict
 
 
-@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + IN_WORDS)
+@pytest.mark.parametrize(("reference", "answer", "expected"), REPORTED + OURS + WRITTEN + FOOLING + IN_WORDS)
 def test_without_algebra_a_verdict_is_the_expected_one_or_missing(
     reference: str, answer: str, expected: Outcome
 ) -> None:

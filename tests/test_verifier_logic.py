@@ -337,14 +337,14 @@ def test_without_the_solver_the_reason_says_what_to_install(monkeypatch: pytest.
         (
             "entailment",
             {"premises": ["P(a)"], "conclusion": "P(a)"},
-            ["True", "true.", "yes", "**True**", r"\boxed{\text{True}}", "It is entailed.", "The answer is: True", "Therefore, the conclusion is True.", "#### True", "False at first.\nBut no.\n\nTrue", "Answer: Yes, because P(a) is given.", "entailment", "So P(a) is true", "I think it's true", "Therefore, $P(a)$ is True.", "<answer>True</answer>"],
-            ["False", "no", "Unknown", "Uncertain", "neutral", "contradiction", r"\boxed{True} no, \boxed{False}"],
-            ["not entailed", "The conclusion is not entailed.", "True or False", "It is not the case that it is entailed", "It is not true", "perhaps", "P(a)", "True" * 200, "So P(b) is true", "not P(a) is true", "I do not think it's true"],
+            ["True", "true.", "yes", "**True**", r"\boxed{\text{True}}", "It is entailed.", "The answer is: True", "Therefore, the conclusion is True.", "#### True", "False at first.\nBut no.\n\nTrue", "Answer: Yes, because P(a) is given.", "entailment", "So P(a) is true", "I think it's true", "Therefore, $P(a)$ is True.", "<answer>True</answer>", "False. Wait, it is True.", "True (by modus ponens)", "Conclusion: True", "The conclusion must be true.", "The premises entail the conclusion.", "True. Wait, let me check. Yes."],
+            ["False", "no", "Unknown", "Uncertain", "neutral", "contradiction", r"\boxed{True} no, \boxed{False}", "True. Wait, it is False.", "Not enough information", "It cannot be determined from the premises."],
+            ["not entailed", "The conclusion is not entailed.", "True or False", "It is not the case that it is entailed", "It is not true", "perhaps", "P(a)", "True" * 200, "So P(b) is true", "not P(a) is true", "I do not think it's true", "True, False", "True; False; Uncertain", "True, or maybe Uncertain", "True: no; False: yes"],
         ),
         (
             "follows",
             {"premises": ["P(a)"], "conclusion": "P(b)"},
-            ["no", "No.", "It does not follow.", "not entailed", "The conclusion does not follow from that: b may differ.".partition(" from")[0], "invalid", "False"],
+            ["no", "No.", "It does not follow.", "not entailed", "The conclusion does not follow from that: b may differ.", "invalid", "False"],
             ["yes", "valid", "It follows.", "True"],
             ["Uncertain", "hm"],
         ),

@@ -124,6 +124,9 @@ def test_text_in_an_entry_is_never_run(tmp_path: Path) -> None:
         ("puzzle24", {"numbers": [7, 4, 4, 1]}, "1*(7*4 - 4)", ["(7*4 - 4)*1", "7*4 - 4*1"], ["6*4*1*1", "8+8+4+4", "24"]),
         ("coin_flip", {}, "0.171875", ["0.1719", "11/64"], ["0", "0.1", "0.17", "1"]),
         ("gsm_symbolic", {}, "279", ["279", "279.0"], ["-279", "280", "279, 98"]),
+        ("complex_arithmetic", {"result": [4.0, -7.0]}, "4.0 - 7.0i", ["4 - 7i"], ["nan", "NaN", "nan + nani", "-nanj"]),
+        ("word_sorting", {"sorted_words": ["a", "b"]}, "a, b", ["a, b", "a,b"], ["a, b, c", "b, a", "a"]),
+        ("letter_jumble", {}, "as such", ["As such"], ["as such or else", "such as"]),
     ],
 )  # fmt: skip
 def test_scorers_that_accept_wrong_answers_are_overruled(

@@ -67,6 +67,11 @@ TAKEN_BACK = [
     ("42", r"This is not hard: \boxed{42}", CORRECT),
     ("42", r"It is at most \boxed{42}.", CORRECT),
     ("42", "<answer>42</answer>", CORRECT),
+    ("42", "<answer>41\n42</answer>", UNVERIFIABLE),
+    ("42", "<answer>\nSo it is 42\n</answer>", CORRECT),
+    (r"\frac{270}7", r"<answer>\frac{270}7\text{ degrees}</answer>", CORRECT),
+    (r"\begin{pmatrix}-1\\2\end{pmatrix}", "<answer>\\begin{pmatrix}\n-1 \\\\\n2\n\\end{pmatrix}</answer>", CORRECT),
+    (r"\begin{pmatrix}-1\\2\end{pmatrix}", "So we get:\n" + r"\begin{pmatrix}-1\\2\end{pmatrix}", CORRECT),
     (r"\frac{1}{2}", r"So <answer>\frac12</answer>", CORRECT),
 ]
 RULES = [

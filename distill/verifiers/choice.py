@@ -15,11 +15,12 @@ from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Problem, Verdict
-from distill.verifiers.extract import MARKED, TAIL, TAKEN, at_most, denied, final_answer
+from distill.verifiers.extract import MARKED, MARKER, TAIL, TAKEN, at_most, denied, final_answer
 from distill.verifiers.number import canonical
 
 LETTER = re.compile(
-    r"\W*(?:(?:option|choice|answer)s?\b:?\s*)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*)",
+    r"\W*(?:(?:option|choice|answer)s?\b:?\s*)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*"
+    r"|\s*(?:=\s*|[–—-]\s|\()[^A-Za-z]*(?-i:[a-z\d]|[A-Z]\w).*)",
     re.DOTALL | re.IGNORECASE,
 )
 TOGETHER = re.compile(r"(?P<all>[A-Z]{2,10})")
@@ -30,11 +31,20 @@ STATED = re.compile(
     r"[(*$]{0,3}([A-Z])(?![\w'’])"
     r"|(?i:\b(?:therefore|thus|hence|so)\b[,:]?\s+(?:it(?:['’]s|\s+is|\s+must\s+be)\s+)?)[(*$]{0,3}([A-Z])[)*$]{0,3}[.!]?\s*(?=\n|$)"
     r"|(?i:(?:\A|(?<=[.\n,]))\s{0,9}it(?:['’]s|\s+is|\s+must\s+be)\s+)[(*$]{0,3}([A-Z])[)*$]{0,3}[.!]?\s*(?=\n|$)"
-    r"|(?<!\w)\(([A-Z])\)|\b([A-Z])\b[)*$]{0,3}\s+(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
+    r"|选择?[是:：\s]{0,3}[(*$]{0,3}([A-Z])(?!\w)|(?<!\w)\(([A-Z])\)|\b([A-Z])\b[)*$]{0,3}\s+(?:is|seems)\s+(?:the\s+)?(?:correct|right|best|answer)\b"
 )
 """Phrases that choose a letter."""
 OTHER = re.compile(r"(?<![\w'’])\(?([B-HJ-Z]|(?<=\()[AI](?=\)))(?![\w'’])")
 """Another letter in the same sentence. "A" and "I", which are also words, count only in brackets."""
+SEVERAL = re.compile(r"(?<!\w)\(([A-Z])\)|(?<![\w(])([A-Z])\)")
+"""A choice with its bracket: "(B) 12 (C) 13" chooses none. "(B) Vitamin C" has only one."""
+CORRECTED = re.compile(
+    r"\b(?i:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that)\b[\s,:;.!—–-]{1,9}"
+    r"(?:(?i:wait|actually|no|sorry|i|it|that|this|is|was|wrong|should|must|be|the|correct|right|answer|option|choice|mean"
+    r"|it's|that's)\b[\s,:;.!—–-]{1,9}){0,12}[(*$]{0,3}([A-Z])(?![\w'’])[).*$!]*\s*(?=\n|$)"
+)
+"""A later letter that replaces the stated one: "The answer is B. Wait, it is C."."""
+REASONS = re.compile(r",?\s*\b(?:since|because)\b.*", re.DOTALL)
 NOT_OTHERS = re.compile(
     r"\s*,?\s*\b(?:and\s+|but\s+)?not\s+[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3}"
     r"(?:\s*(?:,|\bn?or\b|\band\b)\s*[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3})*(?:,?\s+but\b)?"
@@ -47,7 +57,7 @@ MAX_LENGTH = 500
 @dataclass(frozen=True)
 class Choice:
     name: ClassVar[str] = "choice"
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = letters(problem.reference)
@@ -67,10 +77,16 @@ class Choice:
 def choose(answer: str) -> tuple[str, str]:
     """(letters, rule): the letters that a visible answer chooses, if any, and the rule that found them."""
     span = final_answer(answer)
-    chosen = letters(span.text) or letters(NOT_OTHERS.sub("", span.text[:MAX_LENGTH]))
+    chosen = letters(span.text) or letters(REASONS.sub("", NOT_OTHERS.sub("", span.text[:MAX_LENGTH])))
+    if span.rule == "answer:" and (later := CORRECTED.search(answer[-TAIL:], _last_marker(answer[-TAIL:]))):
+        return later[1], "corrected"
     if not chosen and span.rule not in WRITTEN and (named := stated(answer)):
         return named, "last choice"
     return chosen, span.rule
+
+
+def _last_marker(text: str) -> int:
+    return max((found.end() for found in MARKER.finditer(text)), default=0)
 
 
 def stated(text: str) -> str:
@@ -105,7 +121,9 @@ def letters(text: str) -> str:
     if len(parts) > 1 and all(parts):
         return _joined(part[1] for part in parts if part)
     found = LETTER.fullmatch(text)
-    return found[1].upper() if found else ""
+    if not found or {one or other for one, other in SEVERAL.findall(text)} - {found[1].upper()}:
+        return ""
+    return found[1].upper()
 
 
 def _joined(chosen: str | Iterable[str]) -> str:

@@ -22,7 +22,7 @@ class Exact:
     """Ignore case."""
 
     name: ClassVar[str] = "exact"
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         wanted = self._fold(problem.reference)

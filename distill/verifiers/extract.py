@@ -6,7 +6,7 @@ The rules are tried in this order. The first that finds something wins and is na
    or a comma separates the last ones, which then form a list. If the words around the box deny it, or later ones
    retract it ("Wait, that is wrong"), the answer stated after that counts. If there is none, the box stands with the
    rule ``taken back``, and cannot be `correct` (`at_most`);
-2. ``<answer>``: the content of the last ``<answer>...</answer>``;
+2. ``<answer>``: the content of the last ``<answer>...</answer>``, all of it if it has no prose;
 3. ``####``: what follows the last ``####`` on its line (GSM8K);
 4. ``corrected``: a value that replaces the one that rule 5 finds ("Wait, no: 6", "Actually, it is 6");
 5. ``answer:``: what follows the last "answer is", "answer:" or "answer =" on its line, unless it is retracted without a
@@ -18,7 +18,7 @@ The rules are tried in this order. The first that finds something wins and is na
 10. ``text``: the last line, whatever it is.
 
 Rules 7 to 9 do not apply if the words around the value deny it or change its meaning ("cannot be 5", "more than 5", "3
-or 5", "5 is wrong", "5 squared").
+or 5", "5 is wrong", "5 squared"), nor rule 9 if the text ends with a question, which may be the problem's own.
 
 Nothing here looks at the reference, so a wrong answer cannot pass because the right value occurs somewhere in it. Every
 rule takes time linear in the text. `distill.verifiers.number` and `distill.verifiers.latex` interpret the span.
@@ -40,12 +40,15 @@ PROSE = re.compile(
 MARKER = re.compile(
     r"\banswers?(?:\s{1,9}(?:to|for|of)\b[^.\n:=]{0,60}?)?[\s*]{0,9}"
     r"(?:\b(?:is|are|(?:should|must|would) be|equals)\b|:|=)"
-    r"(?:\s{1,9}(?:therefore|thus|then|simply|just|indeed|clearly|equal to)\b,?)?[\s:*]*(?:is\b[\s:*]*)?",
+    r"(?:\s{1,9}(?:therefore|thus|then|simply|just|indeed|clearly|equal to)\b,?)?[\s:*]*(?:is\b[\s:*]*)?"
+    r"|(?:答案|答え|정답|ответ|réponse|respuesta|antwort|risposta|resposta)[\s*]{0,3}(?:(?:应该)?[是为选]|[は은는]|(?:est|es|ist|è|é)\b|[:：=])"
+    r"[\s:：*]*",
     re.IGNORECASE,
 )
-VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|\$|\\[(\[a-z]|\*\*)"
+"""What comes before a stated answer, in English and in short in other languages."""
+VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|\$|\\[(\[a-z]|\*\*(?=[^\s.,;:!?)*]))"
 CORRECTION = re.compile(
-    r"\b(?:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that)\b[\s,:;.!—–-]*"
+    r"\b(?:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that|just kidding|my mistake)\b[\s,:;.!—–-]*"
     r"(?:(?:wait|actually|no|sorry|oops|correction|i|mean|it|that|this|is|was|wrong|be|should|must|the|correct|right|"
     r"answer|value|result|make|rather|it's|that's)\b[\s,:;.!—–-]*){0,12}(?=" + VALUE + ")",
     re.IGNORECASE,
@@ -62,7 +65,7 @@ FORMULA = re.compile(
 NUMBER = re.compile(
     r"(?<![\w.√^/])(?<![A-Za-z]\()[-−]?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?%?", re.ASCII
 )
-SENTENCE_END = re.compile(r"[.?]\s|(?<![\d)}\\])!\s")
+SENTENCE_END = re.compile(r"(?<!\bRs)(?<!\b[MD]r)(?<!\bM[st])(?<!\bMrs)(?<!\bSt)[.?]\s|(?<![\d)}\\])!\s")
 FONT = re.compile(r"\\(?:text|mbox|mathrm|textbf|begin|end)\s?\{[^{}]*\}")
 CLAUSE = re.compile(r"\b(?:is|are|be|equals)\b|=")
 NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
@@ -76,7 +79,7 @@ DENIED = re.compile(
 TURNED = re.compile(r"\b(?:but|so|then|thus|therefore|hence|instead)\b", re.IGNORECASE)
 CHANGED = re.compile(
     r"[\s$)\]\\?]*(?:(?:is|are|was|were|would be|seems?)\s(?:\w+\s)?)?(?:wrong|incorrect|false|impossible|not)\b"
-    r"|[\s$-]*(?:(?:more|less|fewer|greater|larger|smaller)\sthan|plus|minus|over|squared|cubed|factorial"
+    r"|[\s$-]*(?:(?:more|less|fewer|greater|larger|smaller)\sthan|and\s(?:an?|one|two|three)\s[a-z]+|plus|minus|over|squared|cubed|factorial"
     r"|(?:times|divided by|multiplied by)\s[\w$\\]|half|halves"
     r"|(?:thi|quarte|fou|fif|six|seven|eigh|nin|ten|hundred|thousand)(?:rd|th)s)\b",
     re.IGNORECASE,
@@ -113,7 +116,11 @@ TAKEN_BACK = re.compile(
     re.IGNORECASE,
 )
 """The beginning of a later sentence that retracts a box."""
-CONDITION = re.compile(r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b", re.IGNORECASE)
+CONDITION = re.compile(
+    r"[\s,]*\b(?:or|if|unless|when|otherwise|depending)\b|\s[a-z]{1,12},?\s(?:(?:or|and)\s[$-]?\d|(?:if|unless|depending)\b)",
+    re.IGNORECASE,
+)
+"""Words after a value, or after its unit, that make it one of several."""
 UNIT = re.compile(
     r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
     + "|".join(
@@ -158,7 +165,9 @@ def final_answer(text: str) -> Span:
         return _from_boxes(text, boxes)
     if "</answer>" in text and (tagged := text.rpartition("</answer>")[0].rpartition("<answer>"))[1]:
         inside = final_answer(tagged[2].strip())
-        return inside if inside.rule in ("boxed", "boxes", "####", "answer:") else inside._replace(rule="<answer>")
+        if inside.rule in ("boxed", "boxes", "####", "answer:"):
+            return inside
+        return Span(inside.text if _is_prose(tagged[2]) else _clean(tagged[2]), "<answer>")
     if "####" in text:
         return Span(text.rpartition("####")[2].strip().partition("\n")[0].strip(), "####")
     tail = text[-TAIL:].strip()
@@ -172,19 +181,24 @@ def final_answer(text: str) -> Span:
                 return Span(_clean(rest), "text")
             return Span(_without_prose(_clean(claim)), "corrected" if corrections else "answer:")
     line = tail.rpartition("\n")[2].strip()
-    if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not PROSE.search(line):
+    if len(line) <= LINE_LENGTH and any(c.isalnum() for c in line) and not _is_prose(line):
         return Span(_clean(line), "last line")
     if (formulas := _formulas(tail)) and not denied(tail, *formulas[-1].span()):
         return Span(_inside(formulas[-1]), "last formula")
     begin = max((found.end() for found in CLAUSE.finditer(line)), default=0)
     clause = _clean(line[begin:])
-    sound = re.search(r"\d|\\", clause) and not PROSE.search(clause) and not denied(line, begin, len(line))
+    sound = re.search(r"\d|\\", clause) and not _is_prose(clause) and not denied(line, begin, len(line))
     if clause != line and len(clause) <= LINE_LENGTH and sound:
         return Span(clause, "last clause")
     numbers = list(NUMBER.finditer(tail))
-    if numbers and not denied(tail, *numbers[-1].span()):
+    if numbers and not tail.endswith("?") and not denied(tail, *numbers[-1].span()):
         return Span(_with_unit(numbers[-1]), "last number")
     return Span(_clean(line), "text")
+
+
+def _is_prose(text: str) -> bool:
+    """Whether there is prose outside of LaTeX's own texts and environments."""
+    return PROSE.search(FONT.sub("", text)) is not None
 
 
 def _retracted(claim: str, after: str) -> bool:
@@ -285,7 +299,7 @@ def _content(text: str, box: _Box) -> str:
 
 def _formulas(text: str) -> list[re.Match[str]]:
     """The formulas between dollar signs or other delimiters, but not the prose between two amounts of money."""
-    return [match for match in FORMULA.finditer(text) if not PROSE.search(FONT.sub("", _inside(match)))]
+    return [match for match in FORMULA.finditer(text) if not _is_prose(_inside(match))]
 
 
 def _inside(formula: re.Match[str]) -> str:
@@ -294,7 +308,7 @@ def _inside(formula: re.Match[str]) -> str:
 
 def _without_prose(sentence: str) -> str:
     """The formula or the leading number of "42 because 6 times 7 is that"; a short phrase stays whole."""
-    if not PROSE.search(FONT.sub("", sentence)) or NEGATION.search(sentence):
+    if not _is_prose(sentence) or NEGATION.search(sentence):
         return sentence
     if formulas := _formulas(sentence):
         first = formulas[0]

@@ -44,7 +44,7 @@ class Format:
     """Minimum share of words in that script, in each of the two."""
 
     name: ClassVar[str] = "format"
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
 
     def __post_init__(self) -> None:
         for switch in ("boxed", "one_answer", "thinking"):

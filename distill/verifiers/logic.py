@@ -84,7 +84,7 @@ class Logic:
 
     @property
     def version(self) -> str:
-        return f"2/{installed('z3-solver')}"
+        return f"3/{installed('z3-solver')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """The verdict where no solver is needed: an unreadable reference, or an answer that is empty or too long."""

@@ -20,10 +20,11 @@ YES_NO = {
 }
 SAYINGS: dict[str, dict[str, str]] = {
     "entailment": {
-        "True": "true yes entailed entailment entails follows proved proven valid",
+        "True": "true yes entailed entailment entails follows proved proven valid 'entail the conclusion'",
         "False": "false no refuted disproved contradiction contradicted contradictory",
         "Uncertain": "uncertain unknown undetermined undecided neither neutral 'cannot be determined' 'not determined' "
-        "'neither true nor false' 'not known' 'cannot tell'",
+        "'neither true nor false' 'not known' 'cannot tell' 'not enough information' 'insufficient information' "
+        "'neither entailed nor contradicted' 'neither proved nor disproved' 'neither proven nor disproven'",
     },
     "follows": YES_NO,
     "satisfiable": {
@@ -42,13 +43,18 @@ SAYINGS: dict[str, dict[str, str]] = {
 }
 WORD = re.compile(r"'([^']+)'|(\S+)")
 LEAD = re.compile(
+    r"(?:(?:the )?(?:final )?(?:conclusion|verdict|result|truth value|label): ?)?"
     r"(?:(?:therefore|thus|hence|so|then|in conclusion)[\s,:]*)?"
     r"(?:i (?:think|believe|conclude|(?:would |'d )?say|am sure)(?: that)?(?: (?!$))?)?"
-    r"(?:(?:that|it|this|they)(?:'s)?|(?:the|these|this|both) (?:\w+ ){0,2}\w+)?(?: ?(?:is|are))?"
+    r"(?:(?:that|it|this|they)(?:'s)?|(?:the|these|this|both) (?:\w+ ){0,2}\w+)?(?: ?(?:is|are|must be|has to be))?"
+    r"(?: ?(?:logically|necessarily|definitely|indeed))?"
 )
 LEADS = frozenset({"therefore", "thus", "hence", "so", "then", "that", "conclusion", "in", "the", "statement"})
 NEGATION = re.compile(r"\b(?:not|no|never|cannot|neither|nor)\b|n't")
-REASON = re.compile(r"[.,;:!]|\s(?:because|since|as)\s")
+REASON = re.compile(r"[.,;:!]|\s(?:because|since|as|by|from)\s")
+HEDGE = re.compile(r"(?:(?:or|and|but|maybe|perhaps|possibly|even|also)\b\s*)*")
+TURN = re.compile(r"\b(?:wait|actually|correction|scratch that|on second thought)\b[\s,:.;!-]*(?:no\b[\s,:.;!-]*)?")
+"""Words after an answer that take it back."""
 FENCE = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
 LONGEST = 300
 MOST_LEADING = 8
@@ -66,10 +72,22 @@ def saying(text: str, sayings: dict[str, str]) -> str | None:
         lead, rest = " ".join(words[:start]), " ".join(words[start:])
         if not LEAD.fullmatch(lead) or NEGATION.search(lead):
             continue
-        for form in (rest, REASON.split(rest, maxsplit=1)[0]):
-            if (key := known.get(form.strip(" .,;:!"))) is not None:
-                return key
+        if (key := known.get(rest.strip(" .,;:!"))) is not None:
+            return key
+        first, *reason = REASON.split(rest, maxsplit=1)
+        if (key := known.get(first.strip(" .,;:!"))) is not None:
+            return _after_reason(key, reason[0] if reason else "", known, sayings)
     return None
+
+
+def _after_reason(key: str, reason: str, known: dict[str, str], sayings: dict[str, str]) -> str | None:
+    """The key, unless what follows takes it back ("True. Wait, it is False") or names another ("True, or Unknown")."""
+    if turns := list(TURN.finditer(reason)):
+        rest = reason[turns[-1].end() :]
+        named = {known[word] for word in re.findall(r"\w+", rest) if word in known}
+        return saying(rest, sayings) or (None if named - {key} else key)
+    others = {known.get(HEDGE.sub("", part.strip(), count=1)) for part in re.split(r"[.,;:!]", reason)}
+    return None if others - {None, key} else key
 
 
 def about(text: str, sayings: dict[str, str], is_asked: Callable[[str], bool]) -> str | None:

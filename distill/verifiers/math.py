@@ -17,12 +17,13 @@ Decisions on cases that could go either way:
 
 - If a number is asked for, plain arithmetic is not an answer (``12 + 30`` or ``5 \times 10`` for 42 and 50,
   ``\frac13 + \frac14`` for 7/12): copying the question would be enough. A sum, a difference, a product or a
-  fraction of fractions is therefore wrong, whatever its value. One fraction, a power, a root, a factorial and a power
-  of ten with its factor count as numbers.
+  fraction of fractions is therefore wrong, whatever its value, also inside a function (``|6*7|``). One fraction, a
+  power, a root, a factorial and a power of ten with its factor count as numbers.
 - A percent sign is a unit, and like any unit it may be left out: 25 and 25% are the same, as are 25 and 25 apples.
   Only the question tells whether it means a hundredth, so 0.25 or 1/4 against 25% is `unverifiable`; 0.25 against 25
   is wrong. An ordinal (5th) against a number (5) is `unverifiable` too.
-- A decimal that rounds an exact value (0.33 for 1/3) is `unverifiable`.
+- A decimal that rounds an exact value or cuts it off (0.33 for 1/3, 0.66 for 2/3) is `unverifiable`.
+- An answer that cannot be read is wrong, unless it has the reference in it, or exactly the reference's numbers.
 - A box is never correct if the words around it deny or retract it (`extract`); a later answer counts instead.
 - A reference that is one letter is read as a choice (`choice`). An unreadable reference never scores, nor do the
   placeholders that data sets use for a missing one (``proof``, ``not found``).
@@ -39,7 +40,7 @@ from functools import lru_cache
 from typing import Any, ClassVar
 
 from distill.thinking import Response
-from distill.types import Problem, Verdict
+from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import algebra, latex, normal, points, units, words
 from distill.verifiers.choice import choose, letter
 from distill.verifiers.equality import Sameness
@@ -68,7 +69,7 @@ class Math:
 
     @property
     def version(self) -> str:
-        return f"4/{installed('math-verify')}"
+        return f"5/{installed('math-verify')}"
 
     def quick(self, problem: Problem, trace: Response) -> Verdict | None:
         """Steps 1 and 2; None if step 3 must decide."""
@@ -104,6 +105,10 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     verdict = by_text(reference, given, evidence)
     if verdict is None:
         verdict, evidence = by_reading(reference, given, evidence)
+    if verdict and verdict.outcome is Outcome.INCORRECT and given.endswith("!") and span.rule not in ("boxed", "boxes"):
+        calm = by_text(reference, given.rstrip("!"), evidence)
+        if calm and calm.outcome is Outcome.CORRECT:
+            verdict = Verdict.unverifiable("equal only if the exclamation mark is no factorial", **evidence)
     return verdict, reference, given, evidence
 
 
@@ -149,7 +154,7 @@ def final_claim(given: str, reference: str) -> str:
     reference has an approximation too.
     """
     given = ARROW.split(given)[-1]
-    if r"\approx" in given and r"\approx" not in reference:
+    if APPROXIMATELY.search(given) and not APPROXIMATELY.search(reference):
         exact, *_, last = APPROXIMATELY.split(given)
         return f"{exact} = {last}" if re.fullmatch(r"\\?[A-Za-z]\w*", exact) else exact or last
     return given
@@ -169,8 +174,8 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
         return words.same_letter(letter(reference), letter(given), evidence)
     if words.NOT_APPLICABLE.fullmatch(wanted_text):
         return words.same_words("not applicable", words.NOT_APPLICABLE.sub("not applicable", given_text), evidence)
-    if wanted_base := words.BASE.fullmatch(wanted_text):
-        return words.same_base(wanted_base, given_text, evidence)
+    if wanted_base := words.BASE.fullmatch(words.in_base(wanted_text)):
+        return words.same_base(wanted_base, words.in_base(given_text), evidence)
     if verdict := words.same_time(wanted_text, given_text, evidence):
         return verdict
     wanted = read_number(reference)
@@ -185,6 +190,8 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
         if _is_unfinished(given.rpartition("=")[2].strip()):
             return Verdict.incorrect("the arithmetic is left undone", **evidence, method="text")
         bare = words.unwrapped(given)
+        if words.may_spell(bare, wanted.value):
+            return Verdict.unverifiable("a number in words", **evidence, method="words")
         if (PROSE.search(bare) and not re.search(r"\d|\\", bare)) or words.LETTER.fullmatch(given):
             return Verdict.incorrect("no number in the answer", **evidence, method="text")
     elif (words.are_words(reference) or words.is_prose(reference)) and not latex.readings(reference):
@@ -193,7 +200,7 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
             return None
         if (spelled := words.in_digits(reference)) and (number := read_number(given)):
             return same_number(Number(Fraction(int(spelled)), "", 0), number, evidence)
-        if re.search(r"\d", reference) and _is_value(given):
+        if (re.search(r"\d", reference) or words.LARGE.search(reference.casefold())) and _is_value(given):
             return Verdict.unverifiable("a value beside a reference in words with a number", **evidence, method="words")
         return words.same_words(reference, given, evidence)
     return None
@@ -211,7 +218,14 @@ def _is_unfinished(text: str) -> bool:
     if UNDONE.fullmatch(text) and OPERATION.search(text):
         return True
     found = latex.readings(_with_unit(text)[0])
-    return bool(found) and normal.exact(found[0]) is not None and _operations(found[0]) > 1
+    return bool(found) and _has_unfinished(found[0])
+
+
+def _has_unfinished(node: Node) -> bool:
+    """Whether unfinished arithmetic is anywhere in it: in ``|6*7|``, ``\\{6*7\\}`` or ``\\sqrt{6 \\cdot 6}`` too."""
+    if normal.exact(node) is not None:
+        return _operations(node) > 1
+    return any(_has_unfinished(part) for part in node.parts if isinstance(part, Node))
 
 
 def _operations(node: Node) -> int:
@@ -226,7 +240,7 @@ def _right_side_number(given: str) -> Number | None:
     if not left or SEVERAL.search(left) or UNSOLVED.fullmatch(left.strip()) or not right:
         return None
     number = read_number(right.strip(), short_unit=True)
-    claims = latex.readings(left) if number and UNDONE.fullmatch(left) else ()
+    claims = [claim for claim in latex.readings(left) if not points.variables(claim)] if number else []
     value = Node("number", (number.value,)) if number else None
     return None if value and any(same(claim, value) == Sameness.DIFFERENT for claim in claims) else number
 
@@ -276,10 +290,11 @@ def _other_unit(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
 
 
 def _rounded(exact: Number, decimal: Number) -> bool:
-    """Whether ``decimal`` is the fraction ``exact``, rounded."""
+    """Whether ``decimal`` is the fraction ``exact``, rounded or cut off."""
     if exact.decimals is not None or decimal.decimals is None or decimal.decimals < 2:
         return False
-    return abs(exact.value - decimal.value) * 2 * 10**decimal.decimals <= 1
+    off = (exact.value - decimal.value) * 10**decimal.decimals * (1 if exact.value > 0 else -1)
+    return -1 <= 2 * off < 2
 
 
 def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict | None, Evidence]:
@@ -291,7 +306,7 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
     found = {same(one, other) for one in wanted for other in answers}
     sameness = found.pop() if len(found) == 1 else Sameness.UNKNOWN
     evidence = evidence | {"points": {0: False, 1: None}.get(sameness, True)}
-    if sameness > Sameness.UNKNOWN and wanted_unit and given_unit and wanted_unit != given_unit:
+    if sameness > Sameness.UNKNOWN and wanted_unit and given_unit and not units.alike(wanted_unit, given_unit):
         verdict = Verdict.unverifiable(f"the units differ: {wanted_unit} and {given_unit}", **evidence, method="points")
     elif sameness == Sameness.LIKELY and _has_long_decimal(reference, given):
         verdict = Verdict.unverifiable("equal only to the decimals written", **evidence, method="points")
@@ -303,7 +318,7 @@ def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict 
         verdict = Verdict.incorrect("words, where a value is asked for", **evidence, method="words")
     elif not _fit_for_algebra(reference, wanted):
         verdict = Verdict.unverifiable("the reference is too large, or undefined", **evidence, method="points")
-    elif algebra.nesting(given) > MAX_NESTING or (answers and len(given) > MAX_FOR_ALGEBRA):
+    elif algebra.nesting(given) > MAX_NESTING or "!!" in given or (answers and len(given) > MAX_FOR_ALGEBRA):
         verdict = Verdict.unverifiable("too long or nested too deeply for algebra", **evidence, method="points")
     elif wanted and (len(given) > MAX_FOR_ALGEBRA or not any(character.isalnum() for character in given)):
         verdict = _unread(reference, given, evidence | {"method": "points"})
@@ -334,11 +349,13 @@ def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[st
 
 
 def _is_rounded(exact: Node, text: str) -> bool:
-    """Whether the text is a decimal to which the value of ``exact`` rounds."""
+    """Whether the text is a decimal to which the value of ``exact`` rounds, or is cut off."""
     decimal, value = read_number(text), points.values(exact)
     if not decimal or not decimal.decimals or decimal.decimals < 2 or not value or exact.kind == "number":
         return False
-    return abs(value[0].value - float(decimal.value)) * 2 * 10**decimal.decimals <= 1
+    if value[0].value.imag or abs(value[0].value) > 1e12:
+        return False
+    return _rounded(Number(Fraction(value[0].value.real), "", None), decimal)
 
 
 def _has_long_decimal(*texts: str) -> bool:
@@ -384,7 +401,10 @@ def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
 
 
 def _unread(reference: str, given: str, evidence: Evidence) -> Verdict:
-    """The verdict on an answer that cannot be parsed: incorrect, unless it contains the reference."""
-    if plain(reference) in plain(given):
+    """The verdict on an answer that cannot be parsed: incorrect, unless it has the reference in it, or its digits."""
+    wanted, said = plain(reference), plain(given)
+    if wanted in said:
         return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)
+    if (digits := sorted(re.findall(r"\d+", wanted))) and digits == sorted(re.findall(r"\d+", said)):
+        return Verdict.unverifiable("the numbers of the reference stand in an answer that cannot be read", **evidence)
     return Verdict.incorrect("the answer cannot be read as what is asked for", **evidence)

@@ -81,7 +81,9 @@ def _with_relations(one: Node, other: Node) -> Sameness:
         return same_relation(one, other)
     equation, value = (one, other) if one.kind == "relation" else (other, one)
     # An unsolved equation does not claim its right side, so equality with it shows nothing; a difference still counts.
-    return UNKNOWN if _has_relation(value) or equation.kind == "set" else min(UNKNOWN, same(equation.parts[-1], value))
+    if _has_relation(value) or equation.kind == "set":
+        return UNKNOWN
+    return min(UNKNOWN, max(same(side, value) for side in equation.parts))
 
 
 def _variables_of(node: Node) -> set[str]:
@@ -94,6 +96,8 @@ def _same_object(one: Node, other: Node) -> Sameness:
     one, other = _merged(one), _merged(other)
     if {one.kind, other.kind} == {"set", "tuple"}:
         ordered, unordered = (one, other) if one.kind == "tuple" else (other, one)
+        if unordered.name == "{}" and len(unordered.parts) == 1:
+            return same(ordered, unordered.parts[0])
         return min(UNKNOWN, _same_members(_members(unordered), list(ordered.parts)))
     if "set" in (one.kind, other.kind) or has_sign(one) or has_sign(other):
         found = _same_set(one, other)
@@ -102,14 +106,30 @@ def _same_object(one: Node, other: Node) -> Sameness:
         return _same_members(list(one.parts), list(other.parts))
     if "ratio" in (one.kind, other.kind):
         return _same_ratio(one, other)
+    if {one.kind, other.kind} & STRUCTURES and (_calculated(one) or _calculated(other)):
+        return UNKNOWN
     if "matrix" in (one.kind, other.kind) and (one.kind != other.kind or _shape(one) != _shape(other)):
         return _same_vector(one, other)
     if one.kind in STRUCTURES or other.kind in STRUCTURES:
+        if one.kind == other.kind == "tuple" and len(one.parts) > 2 and {one.name, other.name} == {"()", "[]"}:
+            return _same_vector(one, other)
         if (one.kind, one.name, len(one.parts)) != (other.kind, other.name, len(other.parts)):
             # A union of intervals may be one interval, (0, 1] and [1, 2); it is never a number.
             return UNKNOWN if {one.kind, other.kind} == {"union", "tuple"} else DIFFERENT
         return min(same(a, b) for a, b in zip(one.parts, other.parts, strict=True))
     return same_value(one, other)
+
+
+def _calculated(node: Node) -> bool:
+    """Whether a structure would have to be calculated, or is only named: ``2(1, 3)``, ``P(1, 3)``, ``2i + 3j``."""
+    if node.kind in STRUCTURES:
+        return False
+    names = _variables_of(node)
+    return _has_structure(node) or (len(names) > 1 and names <= {"i", "j", "k"})
+
+
+def _has_structure(node: Node) -> bool:
+    return node.kind in STRUCTURES or any(_has_structure(part) for part in node.parts if isinstance(part, Node))
 
 
 def _merged(node: Node) -> Node:

@@ -22,20 +22,38 @@ UNICODE = str.maketrans(
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
         "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
         "≠": r"\ne ", "≈": r"\approx ", "∅": r"\emptyset ", "⇒": r"\Rightarrow ", "→": r"\to ", "θ": r"\theta ",
-        "∓": r"\mp ", "ℝ": r"\mathbb{R} ", "‑": "-", "⁴": "^{4}", "⁵": "^{5}", "⁶": "^{6}", "⁷": "^{7}", "⁸": "^{8}",
+        "∓": r"\mp ", "ℝ": r"\mathbb{R} ", "‑": "-", "‒": "-", "≦": r"\le ", "≧": r"\ge ", "⋅": r"\cdot ",
+        "∙": r"\cdot ", "∗": "*", "º": r"^\circ ", "˚": r"^\circ ", "∨": r"\text{ or }", "。": ".", "、": ",",
         "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
         "⅛": r"\frac{1}{8}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}",
         "⅙": r"\frac{1}{6}", "⅚": r"\frac{5}{6}", "⅜": r"\frac{3}{8}", "⅝": r"\frac{5}{8}", "⅞": r"\frac{7}{8}",
-        "²": "^{2}", "³": "^{3}", "⁄": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
+        "⁄": "/", "\u00a0": " ", "\u202f": " ", "\u2009": " ",
     }
-    | {chr(0xFF10 + digit): str(digit) for digit in range(10)}
+    | {chr(0xFEE0 + code): chr(code) for code in range(0x21, 0x7F)}
+    | dict.fromkeys("\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\ufeff")
 )  # fmt: skip
-"""A table of our own instead of NFKC, which turns 5² into 52."""
+"""A table of our own instead of NFKC, which turns 5² into 52. Full-width signs become ASCII, and what nobody sees
+(spaces of no width, marks of direction) is dropped."""
+RAISED, LOWERED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-"), str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+
+COMMANDS = {
+    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), r"\frac"),
+    **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
+    **dict.fromkeys(("leq", "leqslant", "leqq"), r"\le"), **dict.fromkeys(("geq", "geqslant", "geqq"), r"\ge"),
+    **dict.fromkeys(("lor", "vee"), r"\text{ or }"), "bigcup": r"\cup", "colon": ":", "mid": "|", "cr": r"\\",
+    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "varphi": r"\phi",
+    **dict.fromkeys(
+        ("mbox", "textbf", "textit", "textrm", "textnormal", "textsf", "texttt", "textsc", "emph", "mathrm", "mathbf",
+         "mathsf", "operatorname"), r"\text",
+    ),
+    **dict.fromkeys(("large", "Large", "LARGE", "huge", "Huge", "small", "checkmark"), ""),
+}  # fmt: skip
+"""Commands that mean the same as another, and those that only change the looks."""
 
 
 def _environment(found: re.Match[str]) -> str:
     """Write an array or a small matrix as a matrix."""
-    name = "matrix" if found[1] in ("array", "smallmatrix") else found[1]
+    name = "matrix" if found[1] in ("array", "smallmatrix", "Bmatrix") else found[1]
     return f"{found.group().partition('{')[0]}{{{name}}}"
 
 
@@ -53,8 +71,25 @@ REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\\\\s?\[[\d.]*\s?(?:pt|em|ex|mm|cm)\]", r"\\\\"),
         (r"√\s?(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
         (r"√", r"\\sqrt "),
+        (r"∛\s?(\d+)", r"\\sqrt[3]{\1}"),
+        (r"∛", r"\\sqrt[3]"),
+        (r"[⁰¹²³⁴-⁹⁺⁻]+", lambda found: f"^{{{found.group().translate(RAISED)}}}"),
+        (r"[₀-₉]+", lambda found: f"_{{{found.group().translate(LOWERED)}}}"),
         (r"(?<![\w)}])\*\*|\*\*(?![\w({\\.-])", ""),
-        (r"(\d*)\.(\d*)\\(?:overline|bar)\s?\{(\d{1,40})\}", _repeating),
+        (r"\*\*", "^"),
+        (r"\+/-", r"\\pm "),
+        (r"<=", r"\\le "),
+        (r"(?<!=)>=", r"\\ge "),
+        (r"\\not\s?=", r"\\ne "),
+        (r"\{([.:])\}", r"\1"),
+        (r"\\text\s?\{\s?([,;])\s?\}", r"\1 "),
+        (r"\\(?:text)?color\s?\{[^{}]*\}|\\underline(?=\s?\{)", ""),
+        (r"(\\times|\\cdot)\s?\{(10(?:\^\{?-?\d{1,3}\}?)?)\}", r"\1 \2"),
+        (r"\bUS(?=\\?\$)|\\text\s?\{\s?US\s?\}(?=\\?\$)", ""),
+        (r"\bUSD\s?(?=\d)", r"\\$"),
+        (r"(?:\\text\s?\{\s?)?\bRs\.?\s?\}?\s?(?=\d)", "₹"),
+        (r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s?\{(\d{1,40})\}", _repeating),
+        (r"(?<!\d)(\d*)\.(\d*?)(\d{1,6}?)\3{2,}\s?(?:\.{2,}|\\[lc]?dots(?![A-Za-z])|…)", _repeating),
         (r"(?<=[A-Za-z])\s?!=(?!=)", r" \\ne "),
         (r"^\s*(?i:negative|minus)\s+(?=[\d.\\$])", "-"),
         (r"\{([^{}\\]{1,40})\\choose(?![A-Za-z])([^{}\\]{1,40})\}", r"\\binom{\1}{\2}"),
@@ -64,16 +99,19 @@ REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"(?<!\\)\\!\s?|(?<!\\)\\(?=\s*$)", ""),
         (r"(?<=\d)\{,\}(?=\d{3}(?!\d))", ""),
         (r"(?<=\d)\\,(?=\d{3}(?!\d))", " "),
-        (r"\\(?:begin|end)\{([a-z]*)\}(?:\{[lcr| ]*\})?", _environment),
-        (r"\\mid(?![A-Za-z])", "|"),
+        (r"\\(?:begin|end)\{([A-Za-z]*)\}(?:\{[lcr| ]*\})?", _environment),
         (r"(?<!\\)\\[,;:> ]|\\q?quad\b|~", " "),
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:mathrm|mathbf|mathit|boldsymbol|operatorname)\s*\{([A-Za-z])\}", r"\1"),
+        (r"\\(?:mathrm|mathbf|mathsf|mathit|boldsymbol|operatorname|vec|overrightarrow)\s*\{([A-Za-z])\}", r"\1"),
+        (r"\\(?:mathbb\s?R|Bbb\s?\{?R\}?|reals|R)(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\\(?:mathrm|operatorname)\s*\{(arc(?:sin|cos|tan)|ln|log|exp|sinh|cosh|tanh)\}", r"\\\1 "),
-        (r"\\(?:mbox|textbf|textit|textrm|textnormal|mathrm|mathbf|operatorname)(?![A-Za-z])", r"\\text"),
-        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\degree(?![A-Za-z])", r"^\\circ"),
-        (r"\\leq?(?![A-Za-z])", r"\\le"),
-        (r"\\geq?(?![A-Za-z])", r"\\ge"),
+        (rf"\\({'|'.join(COMMANDS)})(?![A-Za-z])", lambda found: COMMANDS[found[1]]),
+        (r"\\text\s?\{\s?\\text\s?\{([^{}]*)\}\s?\}", r"\\text{\1}"),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\^\s*\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])|\\(?:text)?degree(?![A-Za-z])", r"^\\circ"),
+        (
+            r"^\s*\\\{\s?([a-z])\s?(?:\\in\s?\\mathbb\{R\}\s?)?[|:](?=[^{}]*\1)([^{}]*(?:\{[^{}]*\}[^{}]*)*)\\\}\s*$",
+            r"\2",
+        ),
         (r"\s+", " "),
     )
 )
@@ -87,7 +125,7 @@ DECIMAL = rf"(?:{INTEGER}(?:\.\d*)?|\.\d+)"
 DIGITS = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 PART = r"(?:\{\s*(-?\s?\d+(?:\.\d+)?)\s*\}|\s*(\d))"
 NUMBER = re.compile(
-    rf"""(?P<sign>[-+]?)\ ?(?P<money>[$€£]?)\ ?(?P<sign2>[-+]?)\ ?(?:
+    rf"""(?P<sign>[-+]?)\ ?(?P<money>[$€£¥₹]?)\ ?(?P<sign2>[-+]?)\ ?(?:
       (?P<whole>\d+)?\s?\\frac\s?{PART}\s?{PART}
       |(?:(?P<whole2>\d+)\s)?\(?(?P<over>\d+)\)?\s?/\s?\(?(?P<under>\d+)\)?
       |(?P<decimal>{DECIMAL})(?:\s?(?:\\times|\\cdot|\*|x)\s?10\^(?:\{{\s?(?P<power>[-+]?\d{{1,3}})\s?\}}|(?P<power2>\d))
@@ -96,7 +134,7 @@ NUMBER = re.compile(
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
 UNIT = re.compile(
-    r"(?:[%€£¢]|\^\\circ(?:\s?[CF])?|(?:\\text\s?\{[^{}]*\}|(?<![A-Za-z])[A-Za-z]{2,})(?:\^\{?[23]\}?)?|[\s./])*",
+    r"(?:[%€£¢¥₹]|\^\\circ(?:\s?[CF])?|(?:\\text\s?\{[^{}]*\}|(?<![A-Za-z])[A-Za-z]{2,})(?:\^\{?[23]\}?)?|[\s./])*",
     re.ASCII,
 )
 SHORT_UNIT = re.compile(r"[mgLlshtNJWVAKC](?:/[sh])?(?:\^\{?[23]\}?)?")

@@ -6,7 +6,7 @@ that reaches ``threshold`` (1.0) is correct; below it, the partial score stays i
 
 A scorer is trusted with an entry only if it gives the entry's own answer full marks and a nonsense answer none
 (`_fault`). Otherwise, or if the scorer raises, the verdict is `unverifiable`. Several scorers hand the answer to
-Python's ``eval``, some through sympy: they are shown only plain data or plain arithmetic (`EVALUATED`). Three accept
+Python's ``eval``, some through sympy: they are shown only plain data or plain arithmetic (`EVALUATED`). Six accept
 wrong answers (`refused`). An answer that is withheld from its scorer is incorrect.
 
 The text that is judged is the last ``<answer>...</answer>`` or box, what follows the last "answer:", or the whole
@@ -52,6 +52,10 @@ TRUSTED_ENTRIES = {"number_sorting": ("answer",), "bitwise_arithmetic": ("metada
 NUMBERS = {"coin_flip": Fraction(1, 1_000), "gsm_symbolic": Fraction(0)}
 """Data sets whose scorers accept wrong numbers (the first digits of the right one, or its negative), and the relative
 error that an answer may have. This is checked in addition to the scorer."""
+SEPARATORS = {"word_sorting": ",", "letter_jumble": " "}
+"""Data sets whose scorers ignore words after the last right one, and what separates the words."""
+NO_NUMBER = re.compile(r"(?<![A-Za-z])(?:nan|inf(?:inity)?)(?:[ij]|(?![A-Za-z]))", re.IGNORECASE)
+"""Python reads these as floats. The scorer of complex_arithmetic accepts nan for any number."""
 FUNCTIONS = frozenset({"sin", "cos", "tan", "exp", "log", "ln", "sqrt", "Abs", "asin", "acos", "atan", "sinh", "cosh"})
 NAME = re.compile(r"[A-Za-z]{1,2}|pi")
 OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow, ast.LShift, ast.RShift, ast.BitAnd, ast.BitOr, ast.BitXor)
@@ -75,7 +79,7 @@ class ReasoningGym:
     @property
     def version(self) -> str:
         """Our version and the library's, whose scorers may change between releases."""
-        return f"1/{installed('reasoning-gym')}"
+        return f"2/{installed('reasoning-gym')}"
 
     def verify(self, problem: Problem, trace: Response) -> Verdict:
         try:
@@ -234,6 +238,11 @@ def refused(dataset: str, answer: str, entry: Mapping[str, Any]) -> str:
         return "not the answer, and no plain list either"
     if kind == "arithmetic" and not _is_arithmetic(answer):
         return "no plain arithmetic"
+    if NO_NUMBER.search(answer) and not NO_NUMBER.search(entry["answer"]):
+        return "not a number"
+    separator = SEPARATORS.get(dataset)
+    if separator and answer.count(separator) != entry["answer"].count(separator):
+        return "not as many words as there are"
     if dataset in NUMBERS:
         given, wanted = read_number(canonical(answer)), read_number(entry["answer"])
         if given is None or wanted is None or abs(given.value - wanted.value) > NUMBERS[dataset] * abs(wanted.value):

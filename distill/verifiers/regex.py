@@ -33,7 +33,7 @@ class Regex:
     """Ignore case."""
 
     name: ClassVar[str] = "regex"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     def __post_init__(self) -> None:
         if self.pattern is not None:

@@ -18,6 +18,7 @@ MINUS_INFINITY = Node("negative", (INFINITY,))
 STEPS, LARGEST_ROOT, RATIO = 40, 1e3, 1e-9
 MOST_UNKNOWNS = 6
 """An equation is solved for at most this many of its variables, which bounds the time."""
+KINDS = frozenset({"tuple", "matrix", "set", "union"})
 TURNED = str.maketrans("<>", "><")
 
 
@@ -79,7 +80,8 @@ def _right_side(node: Node) -> Node | None:
     names = set().union(*(points.variables(part) for part in left))
     if names and (len(names) == 1 or points.variables(right)):
         return None
-    holds = names or all(same_value(part, right) != Sameness.DIFFERENT for part in left)
+    holds = names or all(part.kind == right.kind or right.kind not in KINDS for part in left)
+    holds = holds and (names or all(same_value(part, right) != Sameness.DIFFERENT for part in left))
     return right if holds else None
 
 

@@ -35,7 +35,7 @@ BARS = {r"\lvert": "|", r"\rvert": "|", r"\vert": "|"}
 AND = r"\and"
 """The token for a written "and"; a written "or" is a comma."""
 
-SHORT_WORDS = frozenset({"is", "so", "it", "we", "to", "of", "if", "on"})
+SHORT_WORDS = frozenset({"is", "so", "it", "we", "to", "of", "if", "on", "no"})
 """English words. Any other word of one or two letters is a product of variables ("by" in ax + by)."""
 
 STARTERS = (

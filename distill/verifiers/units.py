@@ -11,12 +11,30 @@ from collections import Counter
 from fractions import Fraction
 from typing import NamedTuple
 
-SCALES = {"dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+SCALES = {
+    "dozen": 12, "hundred": 10**2, "thousand": 10**3, "lakh": 10**5, "million": 10**6, "crore": 10**7, "billion": 10**9,
+    "trillion": 10**12, "quadrillion": 10**15,
+}  # fmt: skip
 NO_UNIT = frozenset(
     {"and", "or", "not", "is", "are", "than", "less", "more", "most", "least", "about", "wrong", "times", "minus"}
     | {"plus", "over", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "if", "mod", "to", "from", "factorial"}
-    | {"extraneous", "rejected", "invalid", "impossible", "incorrect", "false"}
-    | {"half", "halves", "thirds", "fourths", "fifths", "sixths", "eighths", "tenths", "hundredths", "thousandths"}
+    | {"extraneous", "rejected", "invalid", "impossible", "incorrect", "false", "no", "never", "excluded", "fails"}
+    | {
+        "half",
+        "halves",
+        "halved",
+        "quarter",
+        "third",
+        "fourth",
+        "fifth",
+        "sixth",
+        "seventh",
+        "eighth",
+        "ninth",
+        "tenth",
+    }
+    | {"twelfth", "hundredth", "thousandth", "double", "doubled", "twice", "tripled", "tens", "negative", "below"}
+    | {"remainder", "root", "reciprocal", "inverse", "maybe", "perhaps", "alternatively", "else"}
 )
 ALIASES = {
     "dollar": "$", "usd": "$", "buck": "$", "percent": "%", "percentage": "%", "degree": "°", "deg": "°",
@@ -48,7 +66,10 @@ POSITION = "th"
 BYTES = re.compile(r"\b([kKMGT]i?)(B|b)(?=s?\b)")
 MEGA = re.compile(r"\bM(?=(?:g|m|l|L|W|J|V|byte|bit|Hz|Pa)s?\b)")
 """Case matters only in these two patterns: a milligram is not a megagram, and a bit is not a byte."""
-WORD = re.compile(r"[a-z]+|[%$€£¢]|\^\{?\d\}?|/")
+WORD = re.compile(r"[^\W\d_]+|[%$€£¢¥₹]|\^\{?\d\}?|/")
+FILLING = re.compile(r"[\s.()'’{}-]*")
+"""What may stand between the words of a unit. Digits and commas may not: ``5\\text{, 6}`` is a list."""
+SHORT = {"mph": "mile/hour", "kmh": "km/hour", "kph": "km/hour", "per cent": "percent", "pct": "percent"}
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 TRAILING = re.compile(
     r"(?<=\S)(?:\s?\\text\s?\{(?P<text>[^{}]*)\}|\s(?P<word>(?:square|sq|cubic)?\s?[A-Za-z]{2,}))(?P<power>\s?\^\{?[23]\}?)?$|"
@@ -70,13 +91,17 @@ def read(text: str) -> tuple[int, str] | None:
     text = TEXT.sub(r" \1 ", text).replace(r"^\circ", " degree ")
     text = BYTES.sub(lambda found: found[1] + ("byte" if found[2] == "B" else "bit"), text)
     text = MEGA.sub("mega", text).lower()
+    for short, long in SHORT.items():
+        text = re.sub(rf"\b{short}\b", long, text)
+    if not FILLING.fullmatch(WORD.sub("", text)):
+        return None
     scale = 1
     words: list[str] = []
     for word in WORD.findall(text):
-        if word in NO_UNIT:
+        if word in NO_UNIT or word.removesuffix("s") in NO_UNIT:
             return None
-        if word in SCALES and not words:
-            scale *= SCALES[word]
+        if word.removesuffix("s") in SCALES and not words:
+            scale *= SCALES[word.removesuffix("s")]
         elif word not in ("of", "the"):
             words.append(_alias(word))
     if len(words) > MOST_WORDS or (words and words[0].isdigit()):
@@ -110,6 +135,12 @@ def _alias(word: str) -> str:
         return ALIASES[word]
     singular = word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
     return ALIASES.get(singular, singular)
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two units are the same, however they are written: ``cm 2`` and ``square cm``."""
+    ours, theirs = quantity(one), quantity(other)
+    return one == other or (ours is not None and ours == theirs)
 
 
 def quantity(unit: str) -> Quantity | None:

@@ -7,6 +7,8 @@ the reference ("not an ellipse") is `unverifiable`.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from distill.types import Verdict
@@ -18,12 +20,23 @@ BASE = re.compile(
     re.ASCII,
 )
 """A number in a base. Letters alone count only if they can be digits in it: ``x_1`` is a variable."""
+ONES = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+IN_BASE = re.compile(
+    rf"\(?(?P<digits>(?=[A-Fa-f]*\d)[0-9A-Fa-f.]+?)\)?(?:_\{{?\(?(?:base)?|\(?(?:in)?base)"
+    rf"(?P<base>\d{{1,2}}|{'|'.join(ONES[2:17])})\)?\}}?"
+)
 CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2})?(?:[ap]\.?m\.?)?", re.ASCII | re.IGNORECASE)
 NOT_APPLICABLE = re.compile(r"n\.?\s?/\s?a\.?|not\s?applicable", re.IGNORECASE)
 PLACEHOLDER = re.compile(r"proof|not\s?found", re.IGNORECASE)
 """What data sets such as NuminaMath write if a problem asks for a proof, or its answer was not found."""
 TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 DECISIONS = frozenset({"yes", "no", "true", "false"})
+SAME_DECISION = frozenset(
+    (one, other) for words in (("yes", "true", "y", "t"), ("no", "false", "n", "f")) for one in words for other in words
+)
 FILLERS = frozenset({"a", "an", "the", "it", "is", "its"})
 SAME_WORDS = {
     "none": "no solution", "no solutions": "no solution", "no real solution": "no solution",
@@ -33,11 +46,11 @@ SAME_WORDS = {
 }  # fmt: skip
 IN_SIGNS = {
     "no solution": r"\emptyset", "empty set": r"\emptyset", "infinity": r"\infty", "negative infinity": r"-\infty",
+    "infinitely many": r"\infty",
     "all real numbers": r"\mathbb{R}", "all reals": r"\mathbb{R}", "real numbers": r"\mathbb{R}",
 }  # fmt: skip
-ONES = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+LARGE = re.compile(
+    r"\b(?:half|halves|(?:third|quarter|(?:four|fif|six|seven|eigh|nin|ten)th|hundred|thousand|million|dozen)s?)\b"
 )
 TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 
@@ -51,7 +64,7 @@ def are_words(text: str) -> bool:
 
 
 def in_signs(text: str) -> str:
-    """Phrases such as ``no solution`` as LaTeX, and number words as digits. Other texts are returned unchanged."""
+    """Phrases such as ``no solution`` as LaTeX, and number words as digits. Other texts stay as they are."""
     if not are_words(text):
         return text
     return IN_SIGNS.get(" ".join(_normalized_words(text))) or in_digits(text) or text
@@ -75,6 +88,13 @@ def in_digits(text: str) -> str | None:
     return None
 
 
+def may_spell(text: str, value: Fraction) -> bool:
+    """Whether a text may have this number in it, in words: "twelve apples", "three quarters"."""
+    said = re.findall(r"[a-z]+", text.casefold()) if not re.search(r"\d|\\", text) else []
+    pairs = (f"{one} {other}" for one, other in pairwise(said))
+    return LARGE.search(text.casefold()) is not None or any(in_digits(part) == str(value) for part in (*said, *pairs))
+
+
 def same_letter(wanted: str | None, given: str | None, evidence: dict[str, Any]) -> Verdict:
     if wanted == given:
         return Verdict.correct(f"chose {given}", **evidence, method="letter")
@@ -89,6 +109,8 @@ def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
         theirs = theirs[:1] if theirs[0] in DECISIONS else theirs
     if ours == theirs:
         return Verdict.correct("the same words", **evidence)
+    if len(ours) == len(theirs) == 1 and (ours[0], theirs[0]) in SAME_DECISION:
+        return Verdict.unverifiable("the same decision in another word", **evidence)
     if {word for word in ours if word.isdigit()} - set(theirs):
         return Verdict.incorrect("different numbers in the words", **evidence)
     if set(ours) & set(theirs) - DECISIONS:
@@ -127,11 +149,31 @@ def _value(digits: str, base: str) -> int | None:
         return None
 
 
+def in_base(text: str) -> str:
+    """A number with its base as ``12_8``, also if it was "12 base 8" or ``(12)_8``. Other texts stay as they are."""
+    found = IN_BASE.fullmatch(text)
+    if found is None:
+        return text
+    return f"{found['digits']}_{in_digits(found['base']) if found['base'].isalpha() else found['base']}"
+
+
+def _time(text: str) -> str:
+    return re.sub(r"[.\s]|^0|(?<=\d:\d\d):00", "", text.casefold())
+
+
+def _in_halves(text: str) -> str:
+    """15:45 as 3:45pm."""
+    hour, colon, rest = text.partition(":")
+    return f"{int(hour) - 12}{colon}{rest}pm" if hour.isdigit() and 12 < int(hour) < 24 else text
+
+
 def same_time(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict | None:
     """The verdict for times of day (12:00), which look like ratios: equal as texts or not at all. None for others."""
     if not CLOCK.fullmatch(wanted) or not CLOCK.fullmatch(given):
         return None
-    ours, theirs = (re.sub(r"[.\s]|^0", "", text.casefold()) for text in (wanted, given))
+    ours, theirs = (_time(text) for text in (wanted, given))
+    if theirs.endswith("m") != ours.endswith("m"):
+        ours, theirs = (_in_halves(text) for text in (ours, theirs))
     halves = {text[-2:] for text in (ours, theirs) if text.endswith("m")}
     if len(halves) < 2 and ours.rstrip("apm") == theirs.rstrip("apm"):
         return Verdict.correct("the same time", **evidence, method="words")
