@@ -145,7 +145,7 @@ def _judge_of(settings: Mapping[str, Any]) -> Any:
 # -- roll-outs --------------------------------------------------------------------------------
 
 
-def _tried(context: Context, source: RolloutLabels) -> list[Tried]:
+def _to_label(context: Context, source: RolloutLabels) -> list[Tried]:
     """The traces to label. If these are at most so many, they are drawn by their keys: the first ones would all be of
     the first source. A larger number draws the same traces and others."""
     tried = _judged_traces(context, source.rollouts)
@@ -155,7 +155,7 @@ def _tried(context: Context, source: RolloutLabels) -> list[Tried]:
 
 
 def _rollouts(context: Context, source: RolloutLabels, split: Split, ask: Ask) -> list[Labelled]:
-    tried = _tried(context, source)
+    tried = _to_label(context, source)
     problems = {one.problem_key: one.problem for one in tried}
     with ExitStack() as stack:
         outcomes = partial(_outcomes, context, source, problems, ask, _shared_engine(context, source, stack), count())
@@ -238,7 +238,7 @@ def foresee(context: Context, sources: Sequence[LabelSource], rule: str) -> dict
 def _prefixes(context: Context, source: RolloutLabels, rule: str) -> int:
     """The number of prefixes to complete: all but the whole response, or those that a binary search for the first error
     of a wrong response tries."""
-    tried = _tried(context, source)
+    tried = _to_label(context, source)
     steps = [(len(split(one.response, rule)), one.correct) for one in tried]
     if source.search == "every":
         return sum(count - 1 for count, _ in steps if count)
