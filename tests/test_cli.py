@@ -430,6 +430,13 @@ def test_an_impossible_workspace_is_a_one_line_error(workspace: str, project: Pa
     refused("run", "-p", "p.yaml", "--workspace", workspace, cwd=project)
 
 
+def test_a_command_may_be_started_without_stdout(done: Path) -> None:
+    command = f"{sys.executable} -m distill card -p p.yaml >&-"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, shell=True, cwd=done, env=environment, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_closed_pipe_does_not_end_a_run(project: Path) -> None:
     command = f"{sys.executable} -m distill run problems -p p.yaml | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(
