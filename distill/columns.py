@@ -166,7 +166,10 @@ def unreadable(rows: Iterator[Row], columns: Columns, skip: bool = False) -> str
 
 def text(row: Row, column: str) -> str:
     """A cell as text; lists and mappings as JSON. Raises `InputError` if it is empty."""
-    value = cell(row, column)
+    return _in_text(row, column, cell(row, column))
+
+
+def _in_text(row: Row, column: str, value: Any) -> str:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise InputError(f"{row.where}: column {column!r} is empty")
     if isinstance(value, str | Decimal | date | time):  # Parquet has decimals and dates
@@ -222,8 +225,9 @@ class ProblemColumns:
         """The row's problem. ``prompt`` is its text if no column holds it. ``verifier`` is "" if the caller brings its
         own verifier."""
         if self.prompt is not None:
-            prompt = text(row, self.prompt)
-            if not isinstance(cell(row, self.prompt), str | int | float):
+            asked = cell(row, self.prompt)
+            prompt = _in_text(row, self.prompt, asked)
+            if not isinstance(asked, str | int | float):
                 raise InputError(f"{row.where}: column {self.prompt!r} is not text")
         prompt = prompt or ""
         prompt = f"{prompt}\n\n{self.instruction}" if self.instruction else prompt

@@ -262,4 +262,4 @@ class Verdict:
     @property
     def failure(self) -> Failure | None:
         found = self.evidence.get("failure")
-        return next((failure for failure in Failure if failure == found), None)
+        return None if found is None else next((failure for failure in Failure if failure == found), None)

@@ -30,7 +30,7 @@ from distill.store.appending import Appender
 from distill.store.records import Row, batched, problem_of, verdict_row
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
-from distill.verifiers import Verifier, VerifierPool
+from distill.verifiers import VerifierPool
 from distill.verifiers.compose import Spec
 from distill.verifiers.run import reads_thinking
 from pipeline.errors import PipelineError
@@ -69,7 +69,7 @@ class Judges:
 
     def __init__(self, verifier: Spec | None, hashes: FileHashes) -> None:
         self._verifier, self._hashes = verifier, hashes
-        self._made: dict[str, tuple[Verifier, Spec]] = {}
+        self._made: dict[str, tuple[str, str, Spec, str]] = {}
         self.versions: dict[str, str] = {}
         """The version of each verifier that judges, by its spec in canonical form."""
 
@@ -78,11 +78,12 @@ class Judges:
         spec: Spec = problem.verifier if self._verifier is None else self._verifier
         text = canonical(spec)
         if text not in self._made:
-            self._made[text] = verifiers.build(spec, self._hashes), verifiers.settled(spec)
-        built, settled = self._made[text]
-        self.versions[text] = built.version
-        key = keys.verdict_key(trace, problem_key, built.name, built.version, canonical(settled))
-        return Judgement(key, trace, problem_key, problem, spec, built.name, built.version, settled)
+            built, settled = verifiers.build(spec, self._hashes), verifiers.settled(spec)
+            self._made[text] = built.name, built.version, settled, canonical(settled)
+            self.versions[text] = built.version
+        name, version, settled, settings = self._made[text]
+        key = keys.verdict_key(trace, problem_key, name, version, settings)
+        return Judgement(key, trace, problem_key, problem, spec, name, version, settled)
 
 
 def judgements(

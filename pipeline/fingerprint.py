@@ -23,9 +23,12 @@ LENGTH = 32
 """Hex digits kept of a SHA-256: 128 bits, enough to rule out collisions in any store."""
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical(data: Any) -> str:
     """JSON with sorted keys and no spaces, so that equal data gives equal text. NaN and infinity raise ValueError."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(data)  # json.dumps would make an encoder for each of a million verdicts
 
 
 def content_hash(data: Any) -> str:

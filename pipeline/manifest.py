@@ -73,7 +73,7 @@ def write(workspace: Path, manifest: Manifest) -> None:
 def read(path: Path) -> Manifest | None:
     """The manifest at ``path``; None if it is absent or damaged (the stage then runs again)."""
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         manifest = Manifest(**{**data, "identity": Identity(**data["identity"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None

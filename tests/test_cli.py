@@ -430,6 +430,30 @@ def test_an_impossible_workspace_is_a_one_line_error(workspace: str, project: Pa
     refused("run", "-p", "p.yaml", "--workspace", workspace, cwd=project)
 
 
+def test_a_run_needs_no_locale_that_has_its_characters(tmp_path: Path) -> None:
+    jsonl = '{"q": "2 + 2", "a": "4"}\n{"q": "3 + 3", "a": "6"}\n'
+    (tmp_path / "p.jsonl").write_text(jsonl)
+    source = "{file: p.jsonl, prompt: q, reference: a, verifier: exact, instruction: Ответ}"
+    text = f"name: small\nstages:\n  задачи: {{kind: problems, sources: [{source}]}}\n"
+    (tmp_path / "p.yaml").write_text(text, encoding="utf-8")
+    latin = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    latin |= {"PYTHONIOENCODING": "latin-1"}
+    for expected in ("done in", "cached"):
+        result = subprocess.run(
+            [sys.executable, "-m", "distill", "run", "-p", "p.yaml"], cwd=tmp_path, env=os.environ | latin,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert (result.returncode, expected in result.stdout, result.stderr) == (0, True, "")
+        assert "\\u0437\\u0430" in result.stdout
+
+
+def test_a_command_may_be_started_without_stdout(done: Path) -> None:
+    command = f"{sys.executable} -m distill card -p p.yaml >&-"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, shell=True, cwd=done, env=environment, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 def test_a_closed_pipe_does_not_end_a_run(project: Path) -> None:
     command = f"{sys.executable} -m distill run problems -p p.yaml | head -1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(

@@ -207,6 +207,24 @@ def test_a_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 0
 
 
+def test_closed_streams_are_no_error_and_their_numbers_go_to_no_file(tmp_path: Path) -> None:
+    """Some schedulers start a job with stdout and stderr closed. What a library prints must not get into its files."""
+    (tmp_path / "loud.py").write_text(
+        "import os\nfrom distill.types import Verdict\n"
+        "class Loud:\n    name, version = 'loud', '1'\n"
+        "    def quick(self, problem, trace):\n"
+        "        os.write(1, b'printed '), os.write(2, b'warned ')\n"
+        "        return Verdict.correct('yes')\n"
+        "    verify = quick\n"
+    )
+    jsonl(tmp_path / "a.jsonl", ROWS)
+    command = "python -m distill verify a.jsonl --verifier ./loud.py:Loud --output out.jsonl >&- 2>&-"
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path}
+    assert subprocess.run(command, shell=True, cwd=tmp_path, env=environment).returncode == 0
+    assert [json.loads(line)["verdict"] for line in (tmp_path / "out.jsonl").open()] == ["correct"] * len(ROWS)
+
+
 def test_the_output_file_appears_only_when_complete(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", ROWS)
     lines, said = verify("a.jsonl", "--verifier", "math", "--output", "new/out.jsonl", cwd=tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -56,7 +55,7 @@ def card(
         described = facts.gather(connection, found, store.path.parent, _text_of(pipeline, workspace))
     text = json.dumps(described, default=str, ensure_ascii=False) + "\n" if as_json else cards.render(described)
     if output is None:
-        sys.stdout.write(text)
+        print(text, end="")
     elif output.exists():
         raise InputError(f"{output}: exists already; name another file")
     else:

@@ -5,6 +5,7 @@ Nothing heavy is imported here; each command imports what it needs when it runs.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -238,6 +239,7 @@ dataset_commands.add(app, traces)
 
 def main() -> None:
     """Run the command. Every expected failure becomes one line on stderr and an exit code."""
+    _prepare_streams()
     # No telemetry, no update checks, and no thread pools that fight over two cores.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -262,6 +264,19 @@ def main() -> None:
     if code == TYPER_INTERRUPTED:
         _interrupted()
     sys.exit(code)
+
+
+def _prepare_streams() -> None:
+    """Open /dev/null in place of a closed stdin, stdout or stderr (``2>&-``). Otherwise the next file to be opened,
+    such as the store, would get the stream's number, and with it whatever a library prints. Print an escape for a
+    character that the locale's encoding lacks, where Python would end the run."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(2, "w", errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 TYPER_INTERRUPTED = 130
