@@ -118,10 +118,8 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
     for key, part in found.items():
         answered = [s for s in part if s.answer is not None]
         if len(answered) >= len(THIRDS):
-            ordered, size = sorted(answered, key=lambda s: s.tokens), len(answered) // len(THIRDS)
-            ends = (ordered[:size], ordered[size:-size], ordered[-size:])
-            for name, third in zip(THIRDS, ends, strict=True):
-                thirds[name][key] = [s.correct for s in third]
+            for name, share in zip(THIRDS, _thirds(answered), strict=True):
+                thirds[name][key] = [share]
     values = {name: clustered_mean(third) for name, third in thirds.items() if third}
     result: dict[str, dict[str, Any]] = {
         name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()
@@ -130,6 +128,23 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
         more = paired_difference(thirds["shorter"], thirds["longer"])
         result["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
     return result
+
+
+def _thirds(samples: Sequence[Sample]) -> tuple[float, float, float]:
+    """The share of right ones among the shorter, the middle and the longer third; the middle one has what is left over.
+    Which of equally long samples belong to a third is left to chance, and this is the mean over all ways."""
+    size = len(samples) // len(THIRDS)
+    shorter, longer = (_right_among(samples, size, sign) for sign in (1, -1))
+    middle = (sum(s.correct for s in samples) - shorter - longer) / (len(samples) - 2 * size)
+    return shorter / size, min(1.0, max(0.0, middle)), longer / size
+
+
+def _right_among(samples: Sequence[Sample], size: int, sign: int) -> float:
+    """The mean number of right ones among the ``size`` shortest samples (longest for a ``sign`` of -1)."""
+    limit = sorted(sign * s.tokens for s in samples)[size - 1]
+    inside = [s.correct for s in samples if sign * s.tokens < limit]
+    level = [s.correct for s in samples if sign * s.tokens == limit]
+    return sum(inside) + (size - len(inside)) * fmean(level)
 
 
 def _interval(estimate: Estimate) -> list[float | None]:

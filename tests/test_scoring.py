@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -51,6 +53,21 @@ def test_length_is_compared_within_a_problem() -> None:
     assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == [1.0, 0.5, 0.0]
     assert found["longer"]["over_shorter"] == -1.0 and found["longer"]["over_shorter_ci95"][1] < 0.7
     assert scoring.summary(easy[:2], [])["by_length"] == {}
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=3, max_size=6))
+def test_equally_long_samples_are_divided_by_chance_not_by_their_order(drawn: list[tuple[int, bool]]) -> None:
+    """The thirds are the means over all orders of the samples, in which ties are broken by the order."""
+    size, orders = len(drawn) // 3, list(permutations(drawn))
+    means = [0.0, 0.0, 0.0]
+    for order in orders:
+        right = [is_right for _, is_right in sorted(order, key=lambda sample: sample[0])]
+        for third, part in enumerate((right[:size], right[size:-size], right[-size:])):
+            means[third] += fmean(part) / len(orders)
+    rows = [row("a", "7" if is_right else "8", RIGHT if is_right else WRONG, n) for n, is_right in drawn]
+    found = scoring.summary(rows, [])["by_length"]
+    assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == pytest.approx(means, abs=1e-4)
+    assert found == scoring.summary(rows[::-1], [])["by_length"]
 
 
 def test_cut_responses_do_not_count_as_long_and_wrong() -> None:
