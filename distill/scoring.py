@@ -85,14 +85,17 @@ def by_samples(found: Found, wanted: Sequence[int] = ()) -> list[dict[str, Any]]
     """Accuracy and cost by number of samples, for the strategies that need nothing but samples.
 
     These are `pass` (any sample is right, as if a perfect verifier chose) and `majority` (useful from three samples
-    on). The points are the powers of two, the number of all samples, and those ``wanted`` that are not above it.
+    on). The points are the powers of two, the number of all samples, and those ``wanted`` that are not above it. Each
+    is over the problems with as many samples that could be judged.
     """
-    most = min(map(len, found.values()), default=0)
+    most = max(map(len, found.values()), default=0)
     points = {2**i for i in range(most.bit_length())} | {most} | {k for k in wanted if k <= most}
     return [_point(found, k) for k in sorted(points) if k] if most > 1 else []
 
 
 def _point(found: Found, k: int) -> dict[str, Any]:
+    found = {key: part for key, part in found.items() if len(part) >= k}
+
     def estimate(choose: Callable[[Sequence[Sample]], float]) -> dict[str, Any]:
         value = clustered_mean({key: [choose(part)] for key, part in found.items()})
         return {"accuracy": rounded(value.value), "ci95": _interval(value)}
@@ -100,6 +103,7 @@ def _point(found: Found, k: int) -> dict[str, Any]:
     tokens = k * fmean(fmean(s.tokens for s in part) for part in found.values())
     return {
         "samples": k,
+        "problems": len(found),
         "tokens": round(tokens, 2),
         "pass": estimate(lambda part: pass_at_k(len(part), round(sum(s.correct for s in part)), k)),
         "majority": estimate(lambda part: majority_at_k(part, k)),
