@@ -17,7 +17,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from distill.statistics import holm, paired_difference, rounded, sign_test
+from distill.statistics import clustered_mean, holm, paired_difference, rounded, sign_test
 
 Scores = Mapping[str, Sequence[float]]
 """By problem, the score of each judged sample."""
@@ -26,17 +26,24 @@ Scores = Mapping[str, Sequence[float]]
 def between(before: Scores, after: Scores) -> dict[str, Any]:
     """The figures of ``after`` against ``before``."""
     found = paired_difference(before, after)
-    means = [(fmean(before[key]), fmean(after[key])) for key in before if before[key] and after.get(key)]
-    better, worse = sum(a < b for a, b in means), sum(a > b for a, b in means)
+    both = [(fmean(before[key]), fmean(after[key])) for key in before if before[key] and after.get(key)]
+    better, worse = sum(a < b for a, b in both), sum(a > b for a, b in both)
     return {
         "difference": rounded(found.value),
         "ci95": [rounded(found.low), rounded(found.high)],
         "problems": found.problems,
         "better": better,
         "worse": worse,
-        "equal": len(means) - better - worse,
+        "equal": len(both) - better - worse,
         "p": float(f"{sign_test(better, worse):.4g}"),
     }
+
+
+def means(before: Scores, after: Scores) -> tuple[float | None, float | None]:
+    """The mean scores of both on the problems that both have, so that they differ by the difference of `between`."""
+    shared = [key for key in before if before[key] and after.get(key)]
+    first, second = (clustered_mean({key: scores[key] for key in shared}).value for scores in (before, after))
+    return rounded(first), rounded(second)
 
 
 def every_pair(by_model: Mapping[str, Scores]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from statistics import fmean
 from typing import Any
 
+from distill.comparison import means
 from distill.scoring import by_problem, groups, mean
 from distill.statistics import Estimate, paired_difference, rounded
 from distill.store.records import Row
@@ -57,12 +58,13 @@ def _same_as_source(key: str, found: Mapping[str, tuple[Sequence[Row], Sequence[
 
 
 def _line(key: str, thinking: Sequence[Row], without: Sequence[Row]) -> dict[str, Any]:
-    found = paired_difference(by_problem(without), by_problem(thinking))
+    pair = by_problem(without), by_problem(thinking)
+    found, (less, more) = paired_difference(*pair), means(*pair)
     return {
         "of": key,
         "problems": found.problems,
-        "thinking": mean(thinking)["pass_at_1"],
-        "without": mean(without)["pass_at_1"],
+        "thinking": more,
+        "without": less,
         "difference": rounded(found.value),
         "ci95": [rounded(found.low), rounded(found.high)],
         "tokens": round(fmean(row["tokens"] for row in thinking), 2),

@@ -85,14 +85,17 @@ def by_samples(found: Found, wanted: Sequence[int] = ()) -> list[dict[str, Any]]
     """Accuracy and cost by number of samples, for the strategies that need nothing but samples.
 
     These are `pass` (any sample is right, as if a perfect verifier chose) and `majority` (useful from three samples
-    on). The points are the powers of two, the number of all samples, and those ``wanted`` that are not above it.
+    on). The points are the powers of two, the number of all samples, and those ``wanted`` that are not above it. Each
+    is over the problems with as many samples that could be judged.
     """
-    most = min(map(len, found.values()), default=0)
+    most = max(map(len, found.values()), default=0)
     points = {2**i for i in range(most.bit_length())} | {most} | {k for k in wanted if k <= most}
     return [_point(found, k) for k in sorted(points) if k] if most > 1 else []
 
 
 def _point(found: Found, k: int) -> dict[str, Any]:
+    found = {key: part for key, part in found.items() if len(part) >= k}
+
     def estimate(choose: Callable[[Sequence[Sample]], float]) -> dict[str, Any]:
         value = clustered_mean({key: [choose(part)] for key, part in found.items()})
         return {"accuracy": rounded(value.value), "ci95": _interval(value)}
@@ -100,6 +103,7 @@ def _point(found: Found, k: int) -> dict[str, Any]:
     tokens = k * fmean(fmean(s.tokens for s in part) for part in found.values())
     return {
         "samples": k,
+        "problems": len(found),
         "tokens": round(tokens, 2),
         "pass": estimate(lambda part: pass_at_k(len(part), round(sum(s.correct for s in part)), k)),
         "majority": estimate(lambda part: majority_at_k(part, k)),
@@ -118,10 +122,8 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
     for key, part in found.items():
         answered = [s for s in part if s.answer is not None]
         if len(answered) >= len(THIRDS):
-            ordered, size = sorted(answered, key=lambda s: s.tokens), len(answered) // len(THIRDS)
-            ends = (ordered[:size], ordered[size:-size], ordered[-size:])
-            for name, third in zip(THIRDS, ends, strict=True):
-                thirds[name][key] = [s.correct for s in third]
+            for name, share in zip(THIRDS, _thirds(answered), strict=True):
+                thirds[name][key] = [share]
     values = {name: clustered_mean(third) for name, third in thirds.items() if third}
     result: dict[str, dict[str, Any]] = {
         name: {"pass_at_1": rounded(v.value), "ci95": _interval(v)} for name, v in values.items()
@@ -130,6 +132,23 @@ def by_length(found: Found) -> dict[str, dict[str, Any]]:
         more = paired_difference(thirds["shorter"], thirds["longer"])
         result["longer"] |= {"over_shorter": rounded(more.value), "over_shorter_ci95": _interval(more)}
     return result
+
+
+def _thirds(samples: Sequence[Sample]) -> tuple[float, float, float]:
+    """The share of right ones among the shorter, the middle and the longer third; the middle one has what is left over.
+    Which of equally long samples belong to a third is left to chance, and this is the mean over all ways."""
+    size = len(samples) // len(THIRDS)
+    shorter, longer = (_right_among(samples, size, sign) for sign in (1, -1))
+    middle = (sum(s.correct for s in samples) - shorter - longer) / (len(samples) - 2 * size)
+    return shorter / size, min(1.0, max(0.0, middle)), longer / size
+
+
+def _right_among(samples: Sequence[Sample], size: int, sign: int) -> float:
+    """The mean number of right ones among the ``size`` shortest samples (longest for a ``sign`` of -1)."""
+    limit = sorted(sign * s.tokens for s in samples)[size - 1]
+    inside = [s.correct for s in samples if sign * s.tokens < limit]
+    level = [s.correct for s in samples if sign * s.tokens == limit]
+    return sum(inside) + (size - len(inside)) * fmean(level)
 
 
 def _interval(estimate: Estimate) -> list[float | None]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill import budgets, catalog
+from distill import budgets, catalog, payoff
 from distill.generation import wanted
 from distill.store import Store
 from distill.types import Sampling, ThinkingBudget
@@ -84,6 +84,16 @@ def test_an_answer_after_more_thinking_than_the_budget_is_wrong(tmp_path: Path) 
     over = [row for row in rows if row["thinking_tokens"] > 8 + closing and row["answer"]]
     assert len(rows) == 24 and 0 < len(over) == point["over"] < 24
     assert point["pass_at_1"] == round(1 - len(over) / 24, 4)
+
+
+def test_thinking_is_compared_with_none_on_the_problems_on_which_both_could_be_judged() -> None:
+    def rows(**outcomes: str) -> list[dict[str, Any]]:
+        row = {"source": "calc", "difficulty": None, "tokens": 9, "finish": "stop", "closed": True, "answer": "7"}
+        return [{**row, "problem_key": key, "outcome": outcome} for key, outcome in outcomes.items()]
+
+    thinking, without = rows(a="correct", b="unverifiable"), rows(a="incorrect", b="correct")
+    (whole, *_) = payoff.against_none(thinking, without)
+    assert (whole["problems"], whole["thinking"], whole["without"], whole["difference"]) == (1, 1.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize(

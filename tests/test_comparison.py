@@ -115,6 +115,10 @@ class Odd:
     def verify(self, problem, trace):
         return Verdict.correct("odd") if trace.answer[-1:] in self.judged else Verdict.unverifiable("even")
 
+class Shy(Odd):
+    def verify(self, problem, trace):
+        return Verdict.incorrect("small") if trace.answer[-1:] in "13" else super().verify(problem, trace)
+
 class Nil(Odd):
     name, judged = "nil", "x"
 """
@@ -132,6 +136,22 @@ def test_samples_that_could_not_be_judged_are_counted_beside_the_scores(evaluate
     assert table[0].split()[-1] == "unverifiable" and all(0 < n < 32 for n in unjudged)
     said, _ = Command(pipeline.parent, *run, "evaluate.verifier=./odd.py:Nil").ended()
     assert "good: pass@1 unknown, as no answer could be judged" in said and "nan" not in said
+
+
+def test_means_are_compared_on_the_problems_on_which_both_could_be_judged(
+    evaluated: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that the two shares in a row differ by the points in it."""
+    pipeline, workspace = evaluated
+    monkeypatch.chdir(pipeline.parent)
+    Path("odd.py").write_text(ODD)
+    judged_by = "evaluate.verifier=./odd.py:Shy"
+    run = ("run", "evaluate", "--pipeline", str(pipeline), "--workspace", str(workspace), "--set", judged_by)
+    Command(pipeline.parent, *run).ended()
+    capsys.readouterr()
+    run_compare(evaluated, "bad", "good", overrides=[judged_by])
+    whole = json.loads(capsys.readouterr().out)["of"][0]
+    assert whole["problems"] < 16 and whole["after"] - whole["before"] == pytest.approx(whole["difference"], abs=2e-4)
 
 
 def test_scores_are_those_of_the_current_settings_not_of_the_last_run(

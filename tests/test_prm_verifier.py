@@ -19,10 +19,14 @@ from distill import modelspec, pretrained  # noqa: E402
 from distill.families.calc import Calc  # noqa: E402
 from distill.families.logic import Logic  # noqa: E402
 from distill.prm import files, head  # noqa: E402
+from distill.stages import common, evaluate  # noqa: E402
 from distill.thinking import join_thinking, split_thinking  # noqa: E402
 from distill.types import Outcome, Problem  # noqa: E402
 from distill.verifiers import VerifierPool, build, judge, settled  # noqa: E402
 from pipeline.errors import InputError  # noqa: E402
+from pipeline.fingerprint import FileHashes  # noqa: E402
+from pipeline.manifest import Identity, Manifest  # noqa: E402
+from pipeline.workspace import StageContext  # noqa: E402
 
 PROBLEMS = [family.generate(0, index, "heldout") for family in (Calc(), Logic()) for index in range(3)]
 
@@ -111,6 +115,28 @@ def test_aggregate_and_threshold_are_in_the_key_but_the_directory_is_not(model: 
     }
     (elsewhere / "head.safetensors").write_bytes(b"other weights")
     assert build(spec(model)).version != build(spec(elsewhere)).version
+
+
+def test_scores_by_reward_models_of_other_weights_have_other_protocols(model: Path, tmp_path: Path) -> None:
+    """Though both are the pipeline's `prm:mine`: it was trained again."""
+    import shutil
+
+    shutil.copytree(model, tmp_path / "mine")
+    settings = evaluate.EvaluateSettings(
+        problems="problems", models={"m": "embedded:teacher"}, verifier={"prm": {"model": "prm:mine"}}
+    )
+    problems, mine = (
+        Manifest(name, "f", Identity(name, 1, {}, {}, {}), "d", {}, 0.0, "", name) for name in ("problems", "mine")
+    )
+
+    def protocol() -> str:
+        inputs = {"problems": problems, "mine": mine}
+        context = StageContext("e", "evaluate", "f", tmp_path, inputs, tmp_path, tmp_path, FileHashes())
+        return common.protocol(context, settings, evaluate.PROTOCOL)
+
+    before = protocol()
+    (tmp_path / "mine/head.safetensors").write_bytes(b"other weights")
+    assert before != protocol()
 
 
 def test_the_aggregates_minimum_and_last(model: Path, pool: VerifierPool) -> None:

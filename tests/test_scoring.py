@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise, permutations
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -53,6 +55,29 @@ def test_length_is_compared_within_a_problem() -> None:
     assert scoring.summary(easy[:2], [])["by_length"] == {}
 
 
+def test_a_problem_that_was_hardly_judged_leaves_the_others_their_curve() -> None:
+    """Each point is over the problems with as many judged samples."""
+    hardly = [row("b", "1", RIGHT), *[row("b", "1", "unverifiable")] * 3]
+    found = scoring.summary(SPLIT + hardly, [])["by_samples"]
+    assert [(at["samples"], at["problems"]) for at in found] == [(1, 2), (2, 1), (4, 1)]
+    assert (found[0]["pass"]["accuracy"], found[2]["pass"]["accuracy"]) == (0.75, 1.0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.booleans()), min_size=3, max_size=6))
+def test_equally_long_samples_are_divided_by_chance_not_by_their_order(drawn: list[tuple[int, bool]]) -> None:
+    """The thirds are the means over all orders of the samples, in which ties are broken by the order."""
+    size, orders = len(drawn) // 3, list(permutations(drawn))
+    means = [0.0, 0.0, 0.0]
+    for order in orders:
+        right = [is_right for _, is_right in sorted(order, key=lambda sample: sample[0])]
+        for third, part in enumerate((right[:size], right[size:-size], right[-size:])):
+            means[third] += fmean(part) / len(orders)
+    rows = [row("a", "7" if is_right else "8", RIGHT if is_right else WRONG, n) for n, is_right in drawn]
+    found = scoring.summary(rows, [])["by_length"]
+    assert [found[third]["pass_at_1"] for third in scoring.THIRDS] == pytest.approx(means, abs=1e-4)
+    assert found == scoring.summary(rows[::-1], [])["by_length"]
+
+
 def test_cut_responses_do_not_count_as_long_and_wrong() -> None:
     cut = [row("a", "", WRONG, 99, finish="length")] * 3
     found = scoring.summary([*cut, *(row("a", "7", RIGHT, n) for n in (10, 20, 30))], [])["by_length"]
@@ -69,7 +94,7 @@ def test_tokens_per_correct_answer() -> None:
 def test_pass_at_k_is_never_below_the_majority_and_grows_with_k(cases: list[tuple[str, str, int]]) -> None:
     rows = [row(p, answer, RIGHT if answer == "1" else WRONG, n) for p, answer, n in cases]
     points = scoring.summary(rows, [])["by_samples"]
-    shares = [at["pass"]["accuracy"] for at in points]
-    assert shares == sorted(shares)
+    same = [(a, b) for a, b in pairwise(points) if a["problems"] == b["problems"]]
+    assert all(a["pass"]["accuracy"] <= b["pass"]["accuracy"] for a, b in same)
     assert all(at["majority"]["accuracy"] <= at["pass"]["accuracy"] + 1e-4 for at in points)
     assert all(math.isfinite(at["tokens"]) for at in points)

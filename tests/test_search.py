@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from math import log
 from statistics import fmean
@@ -13,6 +13,7 @@ import pytest
 from toy_search import PROMPT, ToyWorld
 
 from distill import catalog
+from distill.statistics import pass_at_k
 from distill.types import Finish
 from distill.voting import Sample, majority_at_k
 from pipeline.errors import InputError
@@ -135,6 +136,19 @@ def test_best_of_takes_the_highest_score_or_the_first_verified_answer() -> None:
     assert search(BestOf(by="verifier"), 5, world).choice.piece.ballot == "a"
     weighted = search(WeightedVote(), 5, world)
     assert dict(weighted.choice.weights) == pytest.approx({"b": 0.9, "c": 0.36, "a": 0.36})
+
+
+class TakesCut(Deck):
+    def judge(self, pieces: Sequence[tuple[int, Piece]]) -> list[bool]:
+        return [piece.text == "cut" for _, piece in pieces]
+
+
+def test_a_perfect_judge_takes_a_right_response_that_was_cut_off() -> None:
+    """So that best_of by verifier is pass@k: such a response has no vote, but its text holds the answer."""
+    deck = TakesCut([piece("b"), replace(piece(None), text="cut"), piece("c")], {})
+    assert run([(0, BestOf(by="verifier").search(3))], deck)[0].choice.piece.text == "cut"
+    samples = [Sample("b", 0.0), Sample(None, 1.0), Sample("c", 0.0)]
+    assert BestOf(by="verifier").over_subsets(samples, 2) == pass_at_k(3, 1, 2)
 
 
 def test_responses_are_ranked_even_where_products_of_steps_underflow() -> None:

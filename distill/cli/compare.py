@@ -146,8 +146,8 @@ def _parts(before: Sequence[Row], after: Sequence[Row]) -> dict[str, tuple[Seque
 
 
 def _line(before: Sequence[Row], after: Sequence[Row]) -> dict[str, Any]:
-    means = {name: scoring.mean(rows)["pass_at_1"] for name, rows in (("before", before), ("after", after))}
-    return {**means, **comparison.between(scoring.by_problem(before), scoring.by_problem(after))}
+    pair = scoring.by_problem(before), scoring.by_problem(after)
+    return {**dict(zip(("before", "after"), comparison.means(*pair), strict=True)), **comparison.between(*pair)}
 
 
 def _words(found: Mapping[str, Any]) -> str:

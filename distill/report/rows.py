@@ -104,10 +104,13 @@ def _share(score: Mapping[str, Any] | None) -> str:
 def by_samples(subjects: Sequence[Mapping[str, Any]]) -> Rows:
     """One row per model and number of samples."""
     return [
-        [visible(s["label"]), f"{at['samples']}", f"{at['tokens']:,.0f}", _bought(at["majority"]), _bought(at["pass"])]
+        [
+            visible(s["label"]), f"{at['samples']}", f"{at['problems']:,}", f"{at['tokens']:,.0f}",
+            _bought(at["majority"]), _bought(at["pass"]),
+        ]
         for s in subjects
         for at in s["by_samples"]
-    ]
+    ]  # fmt: skip
 
 
 def _bought(score: Mapping[str, Any]) -> str:

@@ -88,7 +88,9 @@ def protocol(context: Context, settings: Any, names: Iterable[str]) -> str:
     """A hash of how a stage measured, by the settings with these ``names``: scores with the same one are comparable,
     whatever the model and the date."""
     how = settings.model_dump(mode="json", include=set(names))
-    verifiers = verification.versions(settings.verifier, context.inputs[settings.problems], context.hashes)
+    verifiers = verification.versions(
+        resolved(context, settings.verifier), context.inputs[settings.problems], context.hashes
+    )
     return content_hash({"problems": context.inputs[settings.problems].digest, "verifiers": verifiers, **how})[:12]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from math import exp, inf
+from math import exp
 from typing import ClassVar, Literal
 
 from distill.prm.scorer import weights
+from distill.statistics import pass_at_k
 from distill.voting import Sample, best_of_k, weighted_vote_at_k
 from rl.search.base import VERIFIER, ByScore, Choice, Piece, Resource, Search, draw, judge, score, whole
 from rl.search.vote import elect
@@ -32,13 +32,15 @@ class BestOf(ByScore):
         return samples
 
     def over_subsets(self, samples: Sequence[Sample], k: int) -> float:
-        by_verdict = [replace(s, score=s.correct) for s in samples]
-        return best_of_k(by_verdict if self.by == VERIFIER else samples, k)
+        if self.by == VERIFIER:
+            return pass_at_k(len(samples), round(sum(s.correct for s in samples)), k)
+        return best_of_k(samples, k)
 
     def search(self, samples: int) -> Search:
         pieces = yield from draw(whole(samples))
         if self.by == VERIFIER:
-            return best(pieces, [0.0 if right else -inf for right in (yield from judge(pieces))])
+            right = yield from judge(pieces)
+            return Choice(next((piece for piece, is_right in zip(pieces, right, strict=True) if is_right), pieces[0]))
         return best(pieces, (yield from score(pieces, self.aggregate)))
 
 
