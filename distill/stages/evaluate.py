@@ -247,7 +247,7 @@ def dependencies(settings: EvaluateSettings, hashes: FileHashes, upstream: Mappi
 
 STAGE = Stage(
     kind="evaluate",
-    version=4,
+    version=5,
     about="measure each model on held-out problems, with intervals",
     settings=EvaluateSettings,
     produces="evaluation",

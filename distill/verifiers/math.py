@@ -53,6 +53,8 @@ from distill.verifiers.tree import Node
 
 MAX_LENGTH, MAX_FOR_ALGEBRA, MAX_NESTING = 2_000, 300, 20
 LONG_DECIMAL = 10
+ARBITRARY = frozenset("CKkmn")
+"""Names that people choose freely: for any whole number, for a constant of integration."""
 UNDONE = re.compile(r"[\d\s.,()+\-*/]*(?:\\(?:times|cdot|div|left|right)[\d\s.,()+\-*/]*)*", re.ASCII)
 OPERATION = re.compile(r"\d\s*\)?\s*([-+*/]|\\[tcd])")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -356,7 +358,16 @@ def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[st
         degrees, other = (wanted, given) if "°" in unit[0] else (given, wanted)
         if degrees.kind not in STRUCTURES and same(Node("product", (degrees, turn)), other) > Sameness.UNKNOWN:
             return Verdict.unverifiable("equal only if one is in degrees and the other is not", **evidence)
+    ours, theirs = points.variables(wanted), points.variables(given)
+    renamed = len(ours - theirs) == len(theirs - ours) == 1 and (ours ^ theirs) <= ARBITRARY
+    if renamed and same(wanted, _renamed(given, *(theirs - ours), *(ours - theirs))) > Sameness.UNKNOWN:
+        return Verdict.unverifiable("equal only if the two names stand for the same", **evidence)
     return Verdict.incorrect("a different value", **evidence)
+
+
+def _renamed(node: Node, old: str, new: str) -> Node:
+    parts = tuple(_renamed(part, old, new) if isinstance(part, Node) else part for part in node.parts)
+    return Node(node.kind, parts, new if (node.kind, node.name) == ("name", old) else node.name)
 
 
 def _is_rounded(exact: Node, text: str) -> bool:

@@ -42,7 +42,7 @@ COMMANDS = {
     **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("leq", "leqslant", "leqq"), r"\le"), **dict.fromkeys(("geq", "geqslant", "geqq"), r"\ge"),
     **dict.fromkeys(("lor", "vee"), r"\text{ or }"), "bigcup": r"\cup", "colon": ":", "mid": "|", "cr": r"\\",
-    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "varphi": r"\phi",
+    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "varphi": r"\phi", "lg": r"\log_{10}",
     **dict.fromkeys(
         ("mbox", "textbf", "textit", "textrm", "textnormal", "textsf", "texttt", "textsc", "emph", "mathrm", "mathbf",
          "mathsf", "operatorname"), r"\text",

@@ -264,7 +264,7 @@ def dependencies(settings: SearchSettings, hashes: FileHashes, upstream: Mapping
 
 STAGE = Stage(
     kind="search",
-    version=2,
+    version=3,
     about="measure ways to spend several samples on a problem, against samples and tokens",
     settings=SearchSettings,
     produces="search",
