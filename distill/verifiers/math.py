@@ -42,7 +42,7 @@ from typing import Any, ClassVar
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import algebra, latex, normal, points, units, words
-from distill.verifiers.choice import choose, letter
+from distill.verifiers.choice import WRITTEN, choose, letter
 from distill.verifiers.equality import Sameness
 from distill.verifiers.extract import NUMBER, PROSE, TAIL, Span, at_most, final_answer, last_box
 from distill.verifiers.extras import installed
@@ -98,6 +98,8 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
             evidence_of_choice: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
             return words.same_letter(letter(reference), chosen, evidence_of_choice), reference, "", evidence_of_choice
     span = final_answer(trace.answer)
+    if span.rule not in WRITTEN and (decision := words.decides(reference, trace.answer)):
+        span = Span(decision, "decision")
     evidence: Evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
     if not span.text:
         return Verdict.incorrect("no answer", **evidence, method="text"), reference, "", evidence
