@@ -210,7 +210,11 @@ WRITTEN = [
         (r"\text{Evelyn}", r"\boxed{\text{\textbf{Evelyn}}}"), ("12_8", r"\boxed{12_{\text{eight}}}"),
         ("12_8", "The answer is 12 base 8."), ("3:45 p.m.", r"\boxed{15:45}"), ("(3,-2)", r"\boxed{\{(3,-2)\}}"),
         ("11/3", r"\boxed{3.666...}"), (r"\sqrt[3]{2}", r"\boxed{∛2}"), ("no", r"\boxed{\text{No}}"),
-        ("No", "**Final Answer:** **No**"), ("12", "答案是12。"), ("12", "Die Antwort ist 12."), ("Mr. Smith", "The answer is Mr. Smith."),
+        ("No", "**Final Answer:** **No**"), ("No", "The answer is $No$."), ("No", "No, because 7 is prime."),
+        ("yes", "7 is prime.\n\n**Yes**, it is 7."), ("12", "答案是12。"),
+        ("450", r"In total, she spent $\$450$ on groceries."), ("79", "Result: 79 km/h"), ("12", "A: 12"), (r"\log_{10}2", r"\boxed{\lg 2}"), ("12", "∴ 12"),
+        ("2050", "The answer is about 2,050."), ("42", "Answer: Tom has 42 marbles."), ("42", 'The answer is "42".'),
+        ("42", "**Final Answer:** The total is 42 apples."), ("12", r"\boxed{\text{Answer: } 12}"), ("12", "Die Antwort ist 12."), ("Mr. Smith", "The answer is Mr. Smith."),
         ("infinitely many", r"\boxed{\infty}"), (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\boxed{\vec{v}=[1,2,3]}"),
     )),
     *((reference, answer, UNVERIFIABLE) for reference, answer in (
@@ -219,10 +223,14 @@ WRITTEN = [
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\frac12\begin{pmatrix}2\\4\end{pmatrix}}"),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\boxed{\mathbf{i}+2\mathbf{j}}"), ("True", "Yes"),
         ("x^2+1", r"\boxed{x^2+1=0}"), ("18.90", "The answer is 18 dollars and 90 cents."), ("2/3", r"\boxed{0.66}"),
-        ("42", r"\boxed{x \approxeq 42}"),
+        ("42", r"\boxed{x \approxeq 42}"), (r"2n\pi", r"\boxed{2k\pi}"), ("x^2+C", r"\boxed{x^2+K}"),
+        ("42", "Maria will be 42 years old in 5 years."), ("42", "Answer: Tom has 42 or 43 pens."),
+        ("42", "Answer: Tom has at most 42 marbles."), ("row 7", "The answer is that row 7 is the one."),
     )),
     *((reference, answer, INCORRECT) for reference, answer in (
-        ("13", "twelve apples"), ("True", "No"), ("2/3", r"\boxed{0.65}"), ("12_8", "The answer is 13 base 8."),
+        ("43", "Answer: Tom has 42 marbles."), ("yes", r"\boxed{\text{yes or no}}"), ("No", "The answer is no and yes."),
+        ("Yes", "No, because 7 is prime."), (r"2n\pi", r"\boxed{3k\pi}"), ("x^2+1", r"\boxed{y^2+1}"), ("x^2+C", r"\boxed{x^2}"),
+        ("42", "A: 43"), ("13", "twelve apples"), ("True", "No"), ("2/3", r"\boxed{0.65}"), ("12_8", "The answer is 13 base 8."),
         ("3:45 p.m.", r"\boxed{14:45}"), ("(3,-2)", r"\boxed{\{(-2,3)\}}"), ("Yes", "**Final Answer:** **No**"),
     )),
 ]  # fmt: skip
@@ -259,6 +267,7 @@ FOOLING = [
         )
     ),
     ("42", "The answer is 42. Just kidding, it is 43.", INCORRECT),
+    ("No", "\\boxed{\\text{No}} is what I thought.\nNo, that is wrong.", UNVERIFIABLE),
     (r"\frac12", r"\boxed{\frac13 = \frac12}", UNVERIFIABLE),
     ("(8,-2)", r"\boxed{7 = (8,-2)}", UNVERIFIABLE),
     ("p-q", r"\boxed{p-q\text{, 7}}", UNVERIFIABLE),

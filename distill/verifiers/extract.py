@@ -42,11 +42,12 @@ MARKER = re.compile(
     r"(?:\b(?:is|are|(?:should|must|would) be|equals)\b|:|=)"
     r"(?:\s{1,9}(?:therefore|thus|then|simply|just|indeed|clearly|equal to)\b,?)?[\s:*]*(?:is\b[\s:*]*)?"
     r"|(?:答案|答え|정답|ответ|réponse|respuesta|antwort|risposta|resposta)[\s*]{0,3}(?:(?:应该)?[是为选]|[は은는]|(?:est|es|ist|è|é)\b|[:：=])"
-    r"[\s:：*]*",
+    r"[\s:：*]*"
+    r"|(?:^|(?<=\n))\**A:\**\s{1,9}(?=[-−$(*\d\\])",
     re.IGNORECASE,
 )
 """What comes before a stated answer, in English and in short in other languages."""
-VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|\$|\\[(\[a-z]|\*\*(?=[^\s.,;:!?)*]))"
+VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|(?:\$|\*\*)(?=[^\s.,;:!?)*$])|\\[(\[a-z])"
 CORRECTION = re.compile(
     r"\b(?:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that|just kidding|my mistake)\b[\s,:;.!—–-]*"
     r"(?:(?:wait|actually|no|sorry|oops|correction|i|mean|it|that|this|is|was|wrong|be|should|must|the|correct|right|"
@@ -58,7 +59,7 @@ BETWEEN_BOXES = re.compile(
     r"[\s$]*(?:[A-Za-z]\w?\s*=)?[\s$]*"
 )
 FORMULA = re.compile(
-    r"\$\$([^$]{1,2000})\$\$|(?<!\\)\$([^$\n]{1,2000})\$"
+    r"\$\$((?:\\.|[^$\\]){1,2000})\$\$|(?<!\\)\$((?:\\[^\n]|[^$\\\n]){1,2000})\$"
     r"|\\\(((?:[^\n\\]|\\[^()\n]){1,2000}?)\\\)|\\\[((?:[^\\]|\\[^\[\]]){1,2000}?)\\\]",
     re.DOTALL,
 )
@@ -137,6 +138,10 @@ BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 BOX_TOKEN = re.compile(BOX.pattern + r"|\\.|[{}]", re.DOTALL)
 LINE_LENGTH = 200
 PHRASE_WORDS = 4
+VERB = re.compile(
+    r"\b(?:is|are|was|were|be|has|have|had|gets?|needs?|makes?|costs?|earns?|equals|will|can)\b", re.IGNORECASE
+)
+ROUGHLY = re.compile(r"(?:about|around|approximately|roughly|exactly|just|only)\s(?=[$\\]{0,2}\d)", re.IGNORECASE)
 GAP = 60
 TAIL = 5_000
 """Rules 4 to 10 read only this many characters at the end of the text."""
@@ -307,12 +312,17 @@ def _inside(formula: re.Match[str]) -> str:
 
 
 def _without_prose(sentence: str) -> str:
-    """The formula or the leading number of "42 because 6 times 7 is that"; a short phrase stays whole."""
+    """The formula, the only number of "Tom has 42 apples", or the first of "42 because 6 times 7 is that"; a short
+    phrase stays whole."""
     if not _is_prose(sentence) or NEGATION.search(sentence):
         return sentence
     if formulas := _formulas(sentence):
         first = formulas[0]
         return sentence if denied(sentence, *first.span()) or _is_conditional(first) else _inside(first)
+    sentence = ROUGHLY.sub("", sentence)
+    stated = [found for found in NUMBER.finditer(sentence) if found.group()] if VERB.search(sentence) else []
+    if len(stated) == 1 and not denied(sentence, *stated[0].span()) and not _is_conditional(stated[0]):
+        return _with_unit(stated[0])
     if len(sentence.split()) <= PHRASE_WORDS:
         return sentence
     number = NUMBER.match(sentence)

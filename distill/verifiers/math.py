@@ -42,9 +42,9 @@ from typing import Any, ClassVar
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import algebra, latex, normal, points, units, words
-from distill.verifiers.choice import choose, letter
+from distill.verifiers.choice import WRITTEN, choose, letter
 from distill.verifiers.equality import Sameness
-from distill.verifiers.extract import PROSE, at_most, final_answer, last_box
+from distill.verifiers.extract import NUMBER, PROSE, TAIL, Span, at_most, final_answer, last_box
 from distill.verifiers.extras import installed
 from distill.verifiers.meaning import STRUCTURES, has_sign, same
 from distill.verifiers.number import BRACES, Number, canonical, plain, read_digits, read_number
@@ -53,8 +53,11 @@ from distill.verifiers.tree import Node
 
 MAX_LENGTH, MAX_FOR_ALGEBRA, MAX_NESTING = 2_000, 300, 20
 LONG_DECIMAL = 10
+ARBITRARY = frozenset("CKkmn")
+"""Names that people choose freely: for any whole number, for a constant of integration."""
 UNDONE = re.compile(r"[\d\s.,()+\-*/]*(?:\\(?:times|cdot|div|left|right)[\d\s.,()+\-*/]*)*", re.ASCII)
 OPERATION = re.compile(r"\d\s*\)?\s*([-+*/]|\\[tcd])")
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 SEVERAL = re.compile(r"[,;<>|]|\\(?:le|ge|ne|lt|gt|in|cup|pm|mp)(?![A-Za-z])|(?<![A-Za-z])(?:or|and)(?![A-Za-z])")
 UNSOLVED = re.compile(r"[-+]?\s?\d[\d.]*\s?\\?[A-Za-z]\w*|.*[A-Za-z)]\s?\^.*", re.DOTALL)
@@ -95,6 +98,8 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
             evidence_of_choice: Evidence = {"answer": chosen, "reference": reference, "rule": rule}
             return words.same_letter(letter(reference), chosen, evidence_of_choice), reference, "", evidence_of_choice
     span = final_answer(trace.answer)
+    if span.rule not in WRITTEN and (decision := words.decides(reference, trace.answer)):
+        span = Span(decision, "decision")
     evidence: Evidence = {"answer": span.text[:200], "reference": reference[:200], "rule": span.rule}
     if not span.text:
         return Verdict.incorrect("no answer", **evidence, method="text"), reference, "", evidence
@@ -105,11 +110,21 @@ def _without_algebra(problem: Problem, trace: Response) -> tuple[Verdict | None,
     verdict = by_text(reference, given, evidence)
     if verdict is None:
         verdict, evidence = by_reading(reference, given, evidence)
-    if verdict and verdict.outcome is Outcome.INCORRECT and given.endswith("!") and span.rule not in ("boxed", "boxes"):
-        calm = by_text(reference, given.rstrip("!"), evidence)
-        if calm and calm.outcome is Outcome.CORRECT:
-            verdict = Verdict.unverifiable("equal only if the exclamation mark is no factorial", **evidence)
+    if verdict and verdict.outcome is Outcome.INCORRECT and (doubt := _doubt(reference, given, span, trace.answer)):
+        verdict = Verdict.unverifiable(doubt, **evidence)
     return verdict, reference, given, evidence
+
+
+def _doubt(reference: str, given: str, span: Span, answer: str) -> str:
+    """Why a wrong value may be the wrong part of a sentence: "She will be 12 in 5 years", "The answer is 12!"."""
+    if given.endswith("!") and span.rule not in ("boxed", "boxes"):
+        calm = by_text(reference, given.rstrip("!"), {})
+        return "equal only if the exclamation mark is no factorial" if calm and calm.outcome is Outcome.CORRECT else ""
+    wanted = read_number(reference) if span.rule == "last number" else None
+    line = answer.strip().rpartition("\n")[2][-TAIL:] if wanted else ""
+    others = [read_number(found.group()) for found in NUMBER.finditer(line) if found.group()][:-1]
+    same = any(wanted and number and number.value == wanted.value for number in others)
+    return "the reference is another number in the last line" if same else ""
 
 
 _digits = lru_cache(maxsize=2048)(read_digits)
@@ -345,7 +360,16 @@ def _different(wanted: Node, given: Node, texts: tuple[str, str], unit: tuple[st
         degrees, other = (wanted, given) if "°" in unit[0] else (given, wanted)
         if degrees.kind not in STRUCTURES and same(Node("product", (degrees, turn)), other) > Sameness.UNKNOWN:
             return Verdict.unverifiable("equal only if one is in degrees and the other is not", **evidence)
+    ours, theirs = points.variables(wanted), points.variables(given)
+    renamed = len(ours - theirs) == len(theirs - ours) == 1 and (ours ^ theirs) <= ARBITRARY
+    if renamed and same(wanted, _renamed(given, *(theirs - ours), *(ours - theirs))) > Sameness.UNKNOWN:
+        return Verdict.unverifiable("equal only if the two names stand for the same", **evidence)
     return Verdict.incorrect("a different value", **evidence)
+
+
+def _renamed(node: Node, old: str, new: str) -> Node:
+    parts = tuple(_renamed(part, old, new) if isinstance(part, Node) else part for part in node.parts)
+    return Node(node.kind, parts, new if (node.kind, node.name) == ("name", old) else node.name)
 
 
 def _is_rounded(exact: Node, text: str) -> bool:
@@ -402,7 +426,7 @@ def with_algebra(reference: str, given: str, evidence: Evidence) -> Verdict:
 
 def _unread(reference: str, given: str, evidence: Evidence) -> Verdict:
     """The verdict on an answer that cannot be parsed: incorrect, unless it has the reference in it, or its digits."""
-    wanted, said = plain(reference), plain(given)
+    wanted, said = (THOUSANDS.sub("", plain(text)) for text in (reference, given))
     if wanted in said:
         return Verdict.unverifiable("the reference stands in an answer that cannot be read", **evidence)
     if (digits := sorted(re.findall(r"\d+", wanted))) and digits == sorted(re.findall(r"\d+", said)):

@@ -21,8 +21,9 @@ UNICODE = str.maketrans(
     {
         "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
         "°": r"^\circ ", "∪": r"\cup ", "∈": r"\in ", "±": r"\pm ", "≤": r"\le ", "≥": r"\ge ",
-        "≠": r"\ne ", "≈": r"\approx ", "∅": r"\emptyset ", "⇒": r"\Rightarrow ", "→": r"\to ", "θ": r"\theta ",
-        "∓": r"\mp ", "ℝ": r"\mathbb{R} ", "‑": "-", "‒": "-", "≦": r"\le ", "≧": r"\ge ", "⋅": r"\cdot ",
+        "≠": r"\ne ", "≈": r"\approx ", "∅": r"\emptyset ", "⇒": r"\Rightarrow ", "→": r"\to ",
+        "∴": r"\therefore ", "θ": r"\theta ", "∓": r"\mp ", "ℝ": r"\mathbb{R} ", "‑": "-", "‒": "-",
+        "≦": r"\le ", "≧": r"\ge ", "⋅": r"\cdot ",
         "∙": r"\cdot ", "∗": "*", "º": r"^\circ ", "˚": r"^\circ ", "∨": r"\text{ or }", "。": ".", "、": ",",
         "½": r"\frac{1}{2}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}",
         "⅛": r"\frac{1}{8}", "⅕": r"\frac{1}{5}", "⅖": r"\frac{2}{5}", "⅗": r"\frac{3}{5}", "⅘": r"\frac{4}{5}",
@@ -41,7 +42,7 @@ COMMANDS = {
     **dict.fromkeys(("dbinom", "tbinom"), r"\binom"),
     **dict.fromkeys(("leq", "leqslant", "leqq"), r"\le"), **dict.fromkeys(("geq", "geqslant", "geqq"), r"\ge"),
     **dict.fromkeys(("lor", "vee"), r"\text{ or }"), "bigcup": r"\cup", "colon": ":", "mid": "|", "cr": r"\\",
-    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "varphi": r"\phi",
+    "lbrace": r"\{", "rbrace": r"\}", "lbrack": "[", "rbrack": "]", "varphi": r"\phi", "lg": r"\log_{10}",
     **dict.fromkeys(
         ("mbox", "textbf", "textit", "textrm", "textnormal", "textsf", "texttt", "textsc", "emph", "mathrm", "mathbf",
          "mathsf", "operatorname"), r"\text",
@@ -85,6 +86,7 @@ REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\\text\s?\{\s?([,;])\s?\}", r"\1 "),
         (r"\\(?:text)?color\s?\{[^{}]*\}|\\underline(?=\s?\{)", ""),
         (r"(\\times|\\cdot)\s?\{(10(?:\^\{?-?\d{1,3}\}?)?)\}", r"\1 \2"),
+        (r"^\s*\\text\s?\{\s?(?i:(?:the\s)?(?:final\s)?answer(?:\sis)?:?)\s?\}", ""),
         (r"\bUS(?=\\?\$)|\\text\s?\{\s?US\s?\}(?=\\?\$)", ""),
         (r"\bUSD\s?(?=\d)", r"\\$"),
         (r"(?:\\text\s?\{\s?)?\bRs\.?\s?\}?\s?(?=\d)", "₹"),
@@ -115,7 +117,7 @@ REWRITES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
         (r"\s+", " "),
     )
 )
-WRAPPERS = (("$$", "$$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("{", "}"))
+WRAPPERS = (("$$", "$$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("$", "$"), ("{", "}"), ('"', '"'), ("“", "”"))
 BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 ESCAPED = re.compile(r"\\([%$])")
 DOLLAR = re.compile(r"(?<!\\)\$")
@@ -134,7 +136,7 @@ NUMBER = re.compile(
     re.VERBOSE | re.ASCII | re.DOTALL,
 )
 UNIT = re.compile(
-    r"(?:[%€£¢¥₹]|\^\\circ(?:\s?[CF])?|(?:\\text\s?\{[^{}]*\}|(?<![A-Za-z])[A-Za-z]{2,})(?:\^\{?[23]\}?)?|[\s./])*",
+    r"(?:[%€£¢¥₹]|(?<=[A-Za-z]/)[hsmgLl](?![A-Za-z])(?:\^\{?[23]\}?)?|\^\\circ(?:\s?[CF])?|(?:\\text\s?\{[^{}]*\}|(?<![A-Za-z])[A-Za-z]{2,})(?:\^\{?[23]\}?)?|[\s./])*",
     re.ASCII,
 )
 SHORT_UNIT = re.compile(r"[mgLlshtNJWVAKC](?:/[sh])?(?:\^\{?[23]\}?)?")

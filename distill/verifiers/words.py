@@ -63,6 +63,13 @@ def are_words(text: str) -> bool:
     return WORDS.fullmatch(unwrapped(text)) is not None
 
 
+def decides(reference: str, answer: str) -> str:
+    """The last line of an answer if it begins with a decision, as the reference is one: "No, because 7 is prime"."""
+    line = answer.strip().rpartition("\n")[2]
+    begins = re.match(rf"\W*(?:{'|'.join(DECISIONS)})\b", line, re.IGNORECASE)
+    return line.strip("* ") if begins and unwrapped(reference).casefold() in DECISIONS else ""
+
+
 def in_signs(text: str) -> str:
     """Phrases such as ``no solution`` as LaTeX, and number words as digits. Other texts stay as they are."""
     if not are_words(text):
@@ -105,8 +112,11 @@ def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
     """The verdict for a reference in words. A decision (yes, no) may be followed by its reasons."""
     evidence = evidence | {"method": "words"}
     ours, theirs = _normalized_words(wanted), _normalized_words(given)
-    if ours[:1] and ours[0] in DECISIONS and len(ours) == 1 and theirs:
-        theirs = theirs[:1] if theirs[0] in DECISIONS else theirs
+    if ours[:1] and ours[0] in DECISIONS and len(ours) == 1 and theirs and theirs[0] in DECISIONS:
+        rest = [word for word in theirs[1:] if word not in ("or", "and")]
+        if len(rest) == 1 and rest[0] in DECISIONS - {theirs[0]}:
+            return Verdict.incorrect("two decisions", **evidence)
+        theirs = theirs[:1]
     if ours == theirs:
         return Verdict.correct("the same words", **evidence)
     if len(ours) == len(theirs) == 1 and (ours[0], theirs[0]) in SAME_DECISION:
