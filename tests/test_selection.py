@@ -123,6 +123,25 @@ def test_the_easy_bias_is_reported(selected: Any) -> None:
     )
 
 
+def test_a_quota_for_a_source_that_has_no_trace_is_noted(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Notes(Listener):
+        def note(self, stage: str, text: str) -> None:
+            said.append(text)
+
+    (tmp_path / "sums.jsonl").write_text(json.dumps(trace(1, True, LONG)))
+    (tmp_path / "p.yaml").write_text(
+        f"name: p\nstages:\n  import: {{file: {tmp_path}/sums.jsonl, form: deepseek, teacher: r1, reference: a}}\n"
+        "  verify: {traces: import}\n  select: {verdicts: verify, per_source: {sum: 3, sums: 3}}\n"
+    )
+    workspace = Workspace(tmp_path / "run")
+    spec = config.load(tmp_path / "p.yaml", catalog.stage, workspace=workspace.path)
+    runner.run(spec, workspace, Notes(), lambda: False)
+    found = [note for note in said if note.startswith("per_source")]
+    assert found == ["per_source: no trace is of source 'sum'; did you mean 'sums'?"]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [

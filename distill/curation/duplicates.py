@@ -30,6 +30,8 @@ DOUBTS = 500_000
 ROUNDS = 3
 PORTION = 10_000
 """Pairs whose texts are read together."""
+MERGED = 5_000_000
+"""Once this many pairs are found, those that were found in several bands become one."""
 
 Texts = Callable[[Sequence[int]], Sequence[str]]
 """Returns the texts with these numbers."""
@@ -64,7 +66,7 @@ def near_duplicates(
     found: dict[tuple[int, int], Duplicate] = {}
     for _ in range(ROUNDS):
         edges = _edges(low_bytes, keys, partial(_texts_at, texts, kept), similarity, shingle)
-        dropped, spared = _greedy(edges, fixed, spare)
+        dropped, spared = _greedy(edges, len(keys), fixed, spare)
         pairs = np.array([*dropped.items(), *spared.items()], np.int64).reshape(-1, 2)
         alike = _similarities(pairs, partial(_texts_at, texts, kept), shingle)
         for (index, of), similar in zip(kept[pairs].tolist(), alike, strict=True):
@@ -85,14 +87,17 @@ def _edges(
     low_bytes: NDArray[np.uint8], keys: NDArray[np.uint32], texts: Callable[[Places], Sequence[str]],
     similarity: float, shingle: int,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """The pairs (later, earlier) of similar texts, sorted."""
+    """The pairs of similar texts, sorted, each as one number: later * total + earlier."""
     total = len(keys)
     sure, unsure = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    doubts = 0
+    doubts = added = 0
     for one, other in candidates(keys):
         codes = np.maximum(one, other) * total + np.minimum(one, other)
         estimated = estimates(low_bytes, one, other)
         sure.append(codes[estimated >= similarity + (MARGIN if doubts <= DOUBTS else 0)])
+        added += len(sure[-1])
+        if added > max(MERGED, len(sure[0])):
+            sure, added = [np.unique(np.concatenate(sure))], 0
         if doubts <= DOUBTS:
             unsure.append(codes[np.abs(estimated - similarity) < MARGIN])
             doubts += len(unsure[-1])
@@ -102,8 +107,7 @@ def _edges(
         decided = doubtful[estimated >= similarity]
     else:
         decided = _exactly_similar(doubtful, total, texts, similarity, shingle)
-    certain = np.unique(np.concatenate([*sure, decided]))
-    return np.stack([certain // total, certain % total], axis=1)
+    return np.unique(np.concatenate([*sure, decided]))
 
 
 def _exactly_similar(
@@ -124,16 +128,17 @@ def _similarities(pairs: Places, texts: Callable[[Places], Sequence[str]], shing
     return found
 
 
-def _greedy(edges: NDArray[np.int64], fixed: int, spare: bool) -> tuple[dict[int, int], dict[int, int]]:
+def _greedy(codes: NDArray[np.int64], total: int, fixed: int, spare: bool) -> tuple[dict[int, int], dict[int, int]]:
     """(each dropped text with the kept one that represents it, each spared text with the fixed one that it resembles).
-    ``edges`` (later, earlier) are sorted."""
+    ``codes`` are the pairs of similar texts, as from `_edges`."""
     dropped: dict[int, int] = {}
     spared: dict[int, int] = {}
-    for later, earlier in edges.tolist():
-        if later < fixed or later in dropped or earlier in dropped:
-            continue
-        if earlier < fixed and spare:
-            spared.setdefault(later, earlier)
-        else:
-            dropped[later] = earlier
+    for at in range(0, len(codes), PORTION):  # as Python's numbers, all of them would fill the memory
+        for later, earlier in zip(*(part.tolist() for part in np.divmod(codes[at : at + PORTION], total)), strict=True):
+            if later < fixed or later in dropped or earlier in dropped:
+                continue
+            if earlier < fixed and spare:
+                spared.setdefault(later, earlier)
+            else:
+                dropped[later] = earlier
     return dropped, spared

@@ -151,7 +151,7 @@ def _accuracy(subjects: Sequence[Mapping[str, Any]], colours: Mapping[str, str])
         for s in subjects
     ]  # fmt: skip
     about = "; ".join(f"{_describe(s)} (95%: {interval(s['ci95'])})" for s in subjects)
-    return Markup(svg.bars("accuracy", "Share of held-out problems solved", visible(about), drawn))
+    return Markup(svg.bars("accuracy", "Share of problems solved", visible(about), drawn))
 
 
 def _differences(report: Report, colours: Mapping[str, str]) -> Markup:

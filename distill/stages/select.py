@@ -13,6 +13,7 @@ from distill.stages.common import members_present, store_of
 from distill.store import Store
 from distill.store.records import Row, of_kept, record_members, record_rejections
 from distill.verifiers.language import SCRIPTS
+from pipeline.mistakes import nearest
 from pipeline.stage import Context, Forecast, Input, Output, Settings, Stage, later
 
 
@@ -77,6 +78,10 @@ def run(context: Context, settings: SelectSettings) -> Output:
     store = store_of(context)
     verdicts = context.inputs[settings.verdicts].digest
     rows = _candidates(store, verdicts)
+    if isinstance(settings.per_source, dict):
+        sources = sorted({row["source"] for row in rows})
+        for name in sorted(settings.per_source.keys() - set(sources)):
+            context.note(f"per_source: no trace is of source {name!r}{nearest(name, sources)}")
     reasons = selection.reasons(store, rows, settings)
     members = [
         ("kept" if reason is None else "rejected", row["trace_key"]) for row, reason in zip(rows, reasons, strict=True)
