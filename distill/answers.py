@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.columns import ProblemColumns, as_json, one_group
-from distill.tables import Row
+from distill.sources.columns import ProblemColumns, as_json, one_group
+from distill.sources.tables import Row
 from distill.thinking import Response, split_thinking
 from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import VerifierPool, build

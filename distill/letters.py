@@ -1,6 +1,7 @@
 """Repair text that cannot be stored. JSON may contain lone surrogates, which no file and no database accepts.
 
-Used where JSON comes in from outside: replies of endpoints (`distill.engines.chat`), cells of rows (`distill.columns`).
+Used where JSON comes in from outside: replies of endpoints (`distill.engines.chat`), cells of rows
+(`distill.sources.columns`).
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from distill import columns, tables
-from distill.published import TraceColumns
+from distill.sources import columns, tables
+from distill.sources.published import TraceColumns
 from distill.templates import FIELDS, Template
 from distill.thinking import join_thinking
 from distill.types import Asked, Message, Problem, ThinkingBudget

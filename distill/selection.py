@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from distill import difficulty
+from distill.evaluation import difficulty
 from distill.store import Store
 from distill.store.records import Row
 from distill.verifiers.language import LEAST_WORDS, SCRIPTS, share

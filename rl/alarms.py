@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill.statistics import paired_difference
+from distill.evaluation.statistics import paired_difference
 from pipeline.stage import Settings
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from distill import verification
+from distill.evaluation.statistics import clustered_mean
 from distill.generation import missing_of, sample, wanted
 from distill.prompting import Ask
-from distill.statistics import clustered_mean
 from distill.store import Store
 from distill.training.learner import Learner
 from distill.training.metrics import figures

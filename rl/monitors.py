@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from itertools import chain, compress
 from typing import TYPE_CHECKING
 
-from distill import behaviours
 from distill.engines.base import response_of
+from distill.evaluation import behaviours
+from distill.evaluation.voting import ballot
 from distill.types import Finish
-from distill.voting import ballot
 from rl.step_credit import log_ratios
 from rl.update import Rollout, UpdateMetrics, logprobs, sampled
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class SampleMetrics:
     """What every step with samples reports about them, for any objective: means, NaN if undefined. ``entropy`` is
     estimated by -log p of the sampled tokens (nats per token); ``verifications`` and ``corrections`` count the phrases
-    of two behaviours per rollout (`distill.behaviours`)."""
+    of two behaviours per rollout (`distill.evaluation.behaviours`)."""
 
     reward: float
     unverifiable: float
@@ -42,7 +42,8 @@ class GrpoMetrics(UpdateMetrics, SampleMetrics):
 
     ``reward_std`` is the mean of the groups' standard deviations, ``zero_variance`` the share of groups whose judged
     rewards do not differ (both NaN for groups of one), ``distinct`` the mean number of different answers in a group
-    (for prose, what it marks as its result: `distill.voting.ballot`), ``draws`` how often problems were drawn.
+    (for prose, what it marks as its result: `distill.evaluation.voting.ballot`), ``draws`` how often problems were
+    drawn.
     ``components`` are the means of the reward's components, as ``reward/NAME``.
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a

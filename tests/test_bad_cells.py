@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distill import tables
-from distill.columns import ProblemColumns
-from distill.published import TraceColumns
+from distill.sources import tables
+from distill.sources.columns import ProblemColumns
+from distill.sources.published import TraceColumns
 from distill.store import Store
 from distill.store.records import problem_row
 from pipeline.errors import InputError

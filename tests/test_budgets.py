@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill import budgets, catalog, payoff
+from distill import budgets, catalog
+from distill.evaluation import payoff
 from distill.generation import wanted
 from distill.store import Store
 from distill.types import Sampling, ThinkingBudget

@@ -10,8 +10,8 @@ import pytest
 from command import Command
 from test_report import run_pipeline
 
-from distill import comparison
 from distill.cli.compare import compare
+from distill.evaluation import comparison
 from distill.stages import common, evaluate
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes

@@ -24,10 +24,10 @@ from distill import keys
 from distill.cli.main import main
 from distill.dataset import card, facts, write
 from distill.dataset.choice import Choice
-from distill.published import TraceColumns
+from distill.sources.published import TraceColumns
+from distill.sources.tables import read
 from distill.store import Store
 from distill.store.records import problem_row, record_members, record_rejections, trace_row, verdict_row
-from distill.tables import read
 from distill.types import Finish, Problem, Sampling, Trace, Verdict
 from pipeline.errors import InputError
 

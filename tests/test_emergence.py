@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from distill import behaviours, catalog, emergence, keys, verifiers
+from distill import catalog, keys, verifiers
+from distill.evaluation import behaviours, emergence
 from distill.stages.report import EmergenceSettings
 from distill.store import Store
 from distill.store.records import problem_row, trace_row

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from test_rewards import made  # noqa: E402
 from test_rl import policy, student, weights  # noqa: E402
 
-from distill import behaviours  # noqa: E402
+from distill.evaluation import behaviours  # noqa: E402
 from distill.keys import problem_key  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from test_report import run_pipeline
 
-from distill import catalog, exposure
+from distill import catalog
+from distill.evaluation import exposure
 from distill.store import Store
 from distill.types import Problem
 from pipeline import manifest as manifests

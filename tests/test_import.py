@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from distill import catalog, sources
-from distill.columns import ProblemColumns
-from distill.published import TraceColumns
+from distill import catalog
+from distill.sources import problems as sources
+from distill.sources.columns import ProblemColumns
+from distill.sources.published import TraceColumns
+from distill.sources.tables import Row
 from distill.stages.problems import ProblemsSettings
 from distill.store import Store
-from distill.tables import Row
 from pipeline import config, runner
 from pipeline.errors import InputError
 from pipeline.events import Listener

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from test_emergence import CHECKING, keep_rollouts
 
 from distill import catalog
-from distill.comparison import pair_of
+from distill.evaluation.comparison import pair_of
 from distill.families.base import Family
 from distill.prm import measures
 from distill.randomness import generator

@@ -14,9 +14,10 @@ from command import Command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill import agreement, keys
-from distill.agreement import Version
-from distill.statistics import wilson
+from distill import keys
+from distill.evaluation import agreement
+from distill.evaluation.agreement import Version
+from distill.evaluation.statistics import wilson
 from distill.store import Store
 from distill.store.records import problem_row, verdict_row
 from distill.types import Failure, Outcome, Problem, Verdict

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill import scoring
+from distill.evaluation import scoring
 
 
 def row(problem: str, answer: str, outcome: str, tokens: int = 10, finish: str = "stop") -> dict[str, Any]:

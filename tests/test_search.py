@@ -13,9 +13,9 @@ import pytest
 from toy_search import PROMPT, ToyWorld
 
 from distill import catalog
-from distill.statistics import pass_at_k
+from distill.evaluation.statistics import pass_at_k
+from distill.evaluation.voting import Sample, majority_at_k
 from distill.types import Finish
-from distill.voting import Sample, majority_at_k
 from pipeline.errors import InputError
 from rl.search.adaptive import AdaptiveVote
 from rl.search.allocation import Allocation
@@ -69,7 +69,7 @@ def test_the_largest_sum_wins_a_vote_and_the_first_answer_wins_a_tie(
 
 
 def test_the_majority_over_all_orders_equals_the_exact_estimate() -> None:
-    """Compared with `distill.voting`, which counts subsets and breaks ties by lot."""
+    """Compared with `distill.evaluation.voting`, which counts subsets and breaks ties by lot."""
     answers, right, k = "aabbc-", "a", 3
     samples = [Sample(None if a == "-" else a, float(a == right)) for a in answers]
     orders = list(product(range(len(answers)), repeat=k))

@@ -7,8 +7,8 @@ from math import exp
 import pytest
 from toy_search import ToyWorld
 
+from distill.evaluation.voting import Sample, majority_at_k
 from distill.types import Finish
-from distill.voting import Sample, majority_at_k
 from rl.search.base import Piece
 from rl.search.curves import Outcome, Votes, curve, point, rival
 from rl.search.drive import Bill

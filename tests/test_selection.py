@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill import catalog, difficulty
+from distill import catalog
+from distill.evaluation import difficulty
 from distill.stages.select import SelectSettings
 from distill.store import Store
 from pipeline import config, runner

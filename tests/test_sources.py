@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from distill import catalog, forms, huggingface, verifiers
-from distill.columns import ProblemColumns, cell
+from distill import catalog, verifiers
+from distill.sources import forms, huggingface
+from distill.sources.columns import ProblemColumns, cell
+from distill.sources.tables import Row
 from distill.stages.import_traces import ImportSettings
 from distill.stages.problems import ProblemsSettings
 from distill.store import Store
-from distill.tables import Row
 from distill.thinking import Response
 from distill.types import Outcome
 from pipeline import config, runner

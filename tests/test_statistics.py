@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.evaluation.statistics import clustered_mean, holm, paired_difference, pass_at_k, sign_test, student, wilson
 from distill.randomness import generator
-from distill.statistics import clustered_mean, holm, paired_difference, pass_at_k, sign_test, student, wilson
 from pipeline.errors import InputError
 
 

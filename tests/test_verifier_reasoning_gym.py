@@ -17,7 +17,8 @@ pytest.importorskip("reasoning_gym", reason="reasoning-gym is not installed (ext
 import reasoning_gym
 from reasoning_gym.factory import DATASETS
 
-from distill import catalog, puzzles
+from distill import catalog
+from distill.sources import puzzles
 from distill.store import Store
 from distill.store.records import problem_of
 from distill.types import Outcome, Problem, Verdict

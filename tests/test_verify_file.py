@@ -22,7 +22,7 @@ from rich.console import Console
 
 from distill.answers import MOST_REASONS, AnswerColumns, Tally, judge_rows
 from distill.cli.verify import _bar
-from distill.tables import Row
+from distill.sources.tables import Row
 from distill.types import Outcome
 from distill.verifiers import VerifierPool, build, judge
 

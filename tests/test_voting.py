@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.voting import Sample, ballot, best_of_k, majority_at_k, weighted_vote_at_k
+from distill.evaluation.voting import Sample, ballot, best_of_k, majority_at_k, weighted_vote_at_k
 from pipeline.errors import InputError
 
 samples = st.lists(

@@ -9,11 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from distill import agreement
-from distill.agreement import Agreement
 from distill.cli.open import store_at
 from distill.cli.table import render
 from distill.cli.table import show as show_rows
+from distill.evaluation import agreement
+from distill.evaluation.agreement import Agreement
 from distill.store import Store
 from distill.types import Outcome
 from pipeline.errors import InputError

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill import comparison, scoring, verification
+from distill import verification
 from distill.cli.open import aside, load, workspace_of
 from distill.cli.table import render
+from distill.evaluation import comparison, scoring
 from distill.report.words import chance, percent, points
 from distill.stages.evaluate import PROTOCOL
 from distill.stages.measuring import GREEDY

@@ -9,11 +9,12 @@ from shutil import get_terminal_size
 from textwrap import fill
 from typing import Any
 
-from distill import catalog, forms
+from distill import catalog
 from distill.cli.keys import REQUIRED, keys_of
 from distill.cli.open import starters
 from distill.cli.table import show
 from distill.modelspec import EMBEDDED
+from distill.sources import forms
 from pipeline.errors import InputError
 from pipeline.files import write_atomic
 from pipeline.mistakes import nearest

@@ -18,12 +18,12 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill import tables
 from distill.answers import AnswerColumns, Tally, check_rows, judge_rows
 from distill.cli.display import Rate, duration
 from distill.cli.lines import Output, Rows, Stdout
 from distill.cli.open import aside
 from distill.cli.traces import printable
+from distill.sources import tables
 from distill.types import Failure, Outcome
 from distill.verifiers import VerifierPool, build
 from distill.verifiers.asking import holds_opened

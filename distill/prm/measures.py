@@ -16,7 +16,7 @@ from itertools import pairwise
 from statistics import fmean, harmonic_mean
 from typing import Any
 
-from distill.statistics import clustered_mean
+from distill.evaluation.statistics import clustered_mean
 
 BINS = 10
 TOLD = (

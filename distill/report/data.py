@@ -18,14 +18,15 @@ The other keys are:
     sampling  how they were sampled
     protocol  identifies how the models were evaluated: scores can be compared only if it is the same
     paired    differences on the same problems: along the training stages, and controls against the first student
-              (`distill.comparison`: interval, problems better and worse, p)
+              (`distill.evaluation.comparison`: interval, problems better and worse, p)
     pairs     the same for every two models
     funnel    from generated to kept, by reason of rejection, with the ``cost`` if an endpoint was paid; null without a
               selection. Its ``bias`` is how much easier the kept traces are than what was asked
-              (`distill.difficulty`)
+              (`distill.evaluation.difficulty`)
     curves    by training stage and metric: [step, value], thinned to the means of at most `CURVE_POINTS` bins
     alarms    by training stage: the alarms of its run (`rl.alarms`), with name, step and evidence
-    emergence by training stage with rollouts: behaviours, corrections and lengths over its steps (`distill.emergence`)
+    emergence by training stage with rollouts: behaviours, corrections and lengths over its steps
+              (`distill.evaluation.emergence`)
     reward_models  by prm stage, its figures: the results of its tests, with reliability bins
     lengths   histograms of tokens per answer: bin ``edges``, counts of right and other answers
     examples  problems with the answers of the student before, between and after
@@ -51,7 +52,7 @@ from statistics import fmean
 from typing import Any
 
 from distill import modelspec
-from distill.comparison import pair_of
+from distill.evaluation.comparison import pair_of
 from distill.report import examples, words
 from distill.spending import spent_on
 from distill.store import Store

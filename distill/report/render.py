@@ -16,8 +16,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from distill import difficulty
 from distill.cli.display import duration, number, phrase
+from distill.evaluation import difficulty
 from distill.report import judging, rows, searches, svg, thinking, words
 from distill.report.data import Report
 from distill.report.words import count, interval, percent, points, visible
@@ -44,7 +44,7 @@ METRICS = {
 """The curves that are drawn, in this order; the others are only in the JSON. Losses and rewards are drawn large."""
 LARGE = ("loss", "reward")
 STRATEGIES = {"majority": "Most frequent answer of k samples", "pass": "Any of k samples right"}
-"""Ways to spend several samples on a problem, as `distill.scoring.by_samples` computes them."""
+"""Ways to spend several samples on a problem, as `distill.evaluation.scoring.by_samples` computes them."""
 
 
 def render(report: Report) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from distill import difficulty
 from distill.cli.display import duration
+from distill.evaluation import difficulty
 from distill.report.data import Report
 from distill.report.words import chance, interval, percent, points, visible
 

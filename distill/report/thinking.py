@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from distill.emergence import CHANGES
+from distill.evaluation.emergence import CHANGES
 from distill.report import svg
 from distill.report.words import interval, percent, points, visible
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from distill import sources
-from distill.sources import Source
+from distill.sources import problems as sources
+from distill.sources.problems import Source
 from distill.stages.common import Problems, Traces, members_present, store_of
 from distill.store import Store
 from distill.store.records import Row, problems, record_members

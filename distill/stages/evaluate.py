@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distill import comparison, engines, forecasts, modelspec, scoring, verification, verifiers
+from distill import engines, forecasts, modelspec, verification, verifiers
 from distill.engines import dialects
 from distill.engines.options import (
     EngineOptions,
@@ -27,6 +27,8 @@ from distill.engines.options import (
     check_model,
     check_thinking,
 )
+from distill.evaluation import comparison, scoring
+from distill.evaluation.statistics import Estimate, clustered_mean
 from distill.generation import Wanted, request_of, wanted
 from distill.lacking import lacking
 from distill.prompting import Ask, Prompting, plainly
@@ -34,7 +36,6 @@ from distill.report.data import RESERVED
 from distill.stages.common import RewardModel, VerifierSpec, ask_of, members_present, protocol, sampler, store_of
 from distill.stages.measuring import GREEDY, Measure
 from distill.stages.seen import ContaminationSettings, exposure_of, figures_of
-from distill.statistics import Estimate, clustered_mean
 from distill.store.records import problems, record_members
 from distill.types import Problem
 from pipeline.fingerprint import FileHashes

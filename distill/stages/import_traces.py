@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distill import forms, huggingface, keys, tables
-from distill.columns import Column, Pattern, ProblemColumns, unreadable
-from distill.published import PublishedTrace, TraceColumns
-from distill.sources import NAMED, least, unreadable_set
+from distill import keys
+from distill.sources import forms, huggingface, tables
+from distill.sources.columns import Column, Pattern, ProblemColumns, unreadable
+from distill.sources.problems import NAMED, least, unreadable_set
+from distill.sources.published import PublishedTrace, TraceColumns
 from distill.stages.common import VerifierName, members_present, store_of
 from distill.store.records import Row as StoreRow
 from distill.store.records import batched, problem_row, record_members, trace_row, verdict_row

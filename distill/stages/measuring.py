@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
-from distill import budgets, payoff, verification
+from distill import budgets, verification
 from distill.engines.options import USUAL
+from distill.evaluation import payoff
 from distill.generation import Wanted, missing_of, sample
 from distill.modelspec import Model
 from distill.stages.common import open_engine, resolved

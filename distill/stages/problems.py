@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill import keys, sources
-from distill.sources import Source
+from distill import keys
+from distill.sources import problems as sources
+from distill.sources.problems import Source
 from distill.stages.common import members_present, store_of
 from distill.store.records import problem_row, record_members
 from distill.types import Problem

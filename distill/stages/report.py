@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from distill.behaviours import CANDIDATES, shipped
-from distill.columns import Pattern
-from distill.emergence import Asked, Looking, observe
+from distill.evaluation.behaviours import CANDIDATES, shipped
+from distill.evaluation.emergence import Asked, Looking, observe
 from distill.report.data import Sources, gather
+from distill.sources.columns import Pattern
 from distill.stages.common import store_of
 from distill.types import Verdict
 from distill.verifiers import VerifierPool

@@ -1,4 +1,4 @@
-"""Contamination: which of the problems that a stage measures on the model was trained on (`distill.exposure`)."""
+"""Contamination: which of a stage's problems the measured model was trained on (`distill.evaluation.exposure`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill import exposure, modelspec
-from distill.exposure import Exposure
+from distill import modelspec
+from distill.evaluation import exposure
+from distill.evaluation.exposure import Exposure
 from distill.stages.common import store_of
 from distill.types import Problem
 from pipeline.stage import Context, Settings

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distill import difficulty, selection, verification
+from distill import selection, verification
+from distill.evaluation import difficulty
 from distill.stages.common import members_present, store_of
 from distill.store import Store
 from distill.store.records import Row, of_kept, record_members, record_rejections

@@ -16,9 +16,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
+from distill.evaluation.voting import Sample
 from distill.prm.scorer import Aggregate, log_aggregate
 from distill.types import Finish
-from distill.voting import Sample
 from pipeline.stage import Settings
 
 Resource = Literal["scorer", "verifier", "steps"]

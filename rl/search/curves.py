@@ -2,7 +2,7 @@
 
 A problem is the unit of every interval. For a number of tokens between those of k and k + 1 samples, the majority vote
 takes k + 1 samples with the probability that makes the mean tokens equal. Its accuracy is known exactly, problem by
-problem, from the stored samples (`distill.voting`), so a strategy is compared with it on the same problems.
+problem, from the stored samples (`distill.evaluation.voting`), so a strategy is compared with it on the same problems.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from distill.statistics import Estimate, clustered_mean, paired_difference, rounded
-from distill.voting import Sample, majority_at_k
+from distill.evaluation.statistics import Estimate, clustered_mean, paired_difference, rounded
+from distill.evaluation.voting import Sample, majority_at_k
 from rl.search.drive import Bill
 
 Scores = Mapping[str, Sequence[float]]

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.engines.base import response_of
+from distill.evaluation.voting import ballot
 from distill.thinking import join_thinking
 from distill.types import Completion, Finish
-from distill.voting import ballot
 from rl.search.base import Piece
 
 COLUMNS = (
@@ -38,7 +38,7 @@ def of_completion(completion: Completion) -> Piece:
 
 
 def _vote(answer: str, closed: bool, finish: Finish) -> str | None:
-    """As in `distill.scoring.samples`: a response that was cut off or is empty casts no vote."""
+    """As in `distill.evaluation.scoring.samples`: a response that was cut off or is empty casts no vote."""
     return (ballot(answer) or None) if closed and finish is Finish.STOP else None
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
+from distill.evaluation.statistics import pass_at_k, rounded
+from distill.evaluation.voting import Sample
 from distill.prm.measures import auc, auc_within
 from distill.prm.scorer import Aggregate, log_aggregate
-from distill.statistics import pass_at_k, rounded
 from distill.types import Outcome as Verdict
-from distill.voting import Sample
 from rl.search.base import Exact, Piece, whole
 from rl.search.curves import Outcome, Votes
 from rl.search.drive import Bill

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from math import exp
 from typing import ClassVar, Literal
 
+from distill.evaluation.statistics import pass_at_k
+from distill.evaluation.voting import Sample, best_of_k, weighted_vote_at_k
 from distill.prm.scorer import weights
-from distill.statistics import pass_at_k
-from distill.voting import Sample, best_of_k, weighted_vote_at_k
 from rl.search.base import VERIFIER, ByScore, Choice, Piece, Resource, Search, draw, judge, score, whole
 from rl.search.vote import elect
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import ClassVar
 
-from distill.voting import Sample
+from distill.evaluation.voting import Sample
 from pipeline.stage import Settings
 from rl.search.base import Choice, Draft, Resource, Search, draw
 

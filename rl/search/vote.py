@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from distill.voting import Sample, majority_at_k
+from distill.evaluation.voting import Sample, majority_at_k
 from pipeline.stage import Settings
 from rl.search.base import Choice, Piece, Resource, Search, draw, whole
 

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.columns import cell
 from distill.letters import whole_letters
-from distill.tables import Row
+from distill.sources.columns import cell
+from distill.sources.tables import Row
 from distill.thinking import CLOSE, OPEN, split_thinking
 from pipeline.errors import InputError
 

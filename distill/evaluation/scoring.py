@@ -2,7 +2,7 @@
 
 The rows are those of `distill.verification.scores`, answers included. The problem is the unit of every interval. An
 unverifiable sample counts neither as right nor as wrong. Curves over the number of samples are estimated from the
-existing samples (`distill.voting`) and cost no calls.
+existing samples (`distill.evaluation.voting`) and cost no calls.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from distill.statistics import Estimate, clustered_mean, paired_difference, pass_at_k, rounded
+from distill.evaluation.statistics import Estimate, clustered_mean, paired_difference, pass_at_k, rounded
+from distill.evaluation.voting import Sample, ballot, majority_at_k
 from distill.store.records import Row
-from distill.voting import Sample, ballot, majority_at_k
 
 THIRDS = ("shorter", "middle", "longer")
 Found = Mapping[str, Sequence[Sample]]

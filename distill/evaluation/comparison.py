@@ -2,7 +2,7 @@
 
 The unit is the problem: the means over each model's samples are compared. The figures of a pair::
 
-    difference, ci95       mean over the problems that both have (`distill.statistics.paired_difference`)
+    difference, ci95       mean over the problems that both have (`distill.evaluation.statistics.paired_difference`)
     better, worse, equal   problems that the second model solves more often, less often, equally often
     p                      exact sign test of better against worse; with one sample per problem, McNemar's test
 
@@ -17,7 +17,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
-from distill.statistics import clustered_mean, holm, paired_difference, rounded, sign_test
+from distill.evaluation.statistics import clustered_mean, holm, paired_difference, rounded, sign_test
 
 Scores = Mapping[str, Sequence[float]]
 """By problem, the score of each judged sample."""

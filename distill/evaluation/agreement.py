@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from distill.statistics import wilson
+from distill.evaluation.statistics import wilson
 from distill.store import Store
 from distill.types import Outcome
 from pipeline.document import parse_value
@@ -137,7 +137,8 @@ def compare(store: Store, a: Version, b: Version, limit: int | None = None) -> A
 def _problems(store: Store, who: Mapping[str, Any]) -> int:
     """The number of problems with traces that both verifiers found correct or incorrect.
 
-    Samples of one problem are not independent, so each problem counts once in the interval (see `distill.statistics`).
+    Samples of one problem are not independent, so each problem counts once in the interval
+    (see `distill.evaluation.statistics`).
     """
     sql = f"SELECT count(DISTINCT (source, problem)) AS n FROM ({PAIRS}) WHERE 'unverifiable' NOT IN (a, b)"
     found: int = store.rows(sql, who)[0]["n"]

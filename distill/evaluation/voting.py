@@ -2,8 +2,9 @@
 
 Every subset of k of a problem's n samples is equally likely. The accuracy of a strategy with k samples is therefore its
 mean over the subsets, and no new sample is drawn. If the mean has a closed form, it is used (pass@k is in
-`distill.statistics`); these values are exact for the samples at hand, ties included. The strategies that choose from
-samples as they arrive are in `rl.search`; tests compare each estimate with its strategy on every order of the samples.
+`distill.evaluation.statistics`); these values are exact for the samples at hand, ties included. The strategies that
+choose from samples as they arrive are in `rl.search`; tests compare each estimate with its strategy on every order of
+the samples.
 
 A sample votes with the result that its answer marks as such, or with the whole answer if it marks none (`ballot`).
 Equal values written differently are different votes unless `ballot` brings them into one spelling, since a vote knows

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from distill.tables import Row
+from distill.sources.tables import Row
 from pipeline.errors import InputError
 from pipeline.fingerprint import FileHashes
 

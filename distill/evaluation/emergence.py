@@ -1,10 +1,10 @@
 """How reinforcement learning changes the thinking: behaviours, corrections and lengths over the steps of a run.
 
 Everything is computed from stored rollouts; nothing is sampled. Steps are grouped into `BINS` points. Lengths are means
-over all rollouts of a point; texts are read in a subset that their keys determine. `distill.behaviours` defines the
-behaviours. A correction is judged by its effect: if the thinking names an answer other than the final one, the
-problem's verifier judges both, and the answer went from wrong to right, from right to wrong, or neither. Unverifiable
-answers are not counted, and a verifier with a judge is not called.
+over all rollouts of a point; texts are read in a subset that their keys determine. The behaviours are those of
+`distill.evaluation.behaviours`. A correction is judged by its effect: if the thinking names an answer other than the
+final one, the problem's verifier judges both, and the answer went from wrong to right, from right to wrong, or neither.
+Unverifiable answers are not counted, and a verifier with a judge is not called.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
-from distill import behaviours, verification
-from distill.statistics import rounded
+from distill import verification
+from distill.evaluation import behaviours
+from distill.evaluation.statistics import rounded
 from distill.store import Store
 from distill.store.records import Row, problem_of
 from distill.thinking import Response

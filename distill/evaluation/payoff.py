@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence, Set
 from statistics import fmean
 from typing import Any
 
-from distill.comparison import means
-from distill.scoring import by_problem, groups, mean
-from distill.statistics import Estimate, paired_difference, rounded
+from distill.evaluation.comparison import means
+from distill.evaluation.scoring import by_problem, groups, mean
+from distill.evaluation.statistics import Estimate, paired_difference, rounded
 from distill.store.records import Row
 
 PAYS, COSTS, UNDECIDED = "pays", "costs accuracy", "not shown to pay"

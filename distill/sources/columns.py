@@ -2,8 +2,8 @@
 
 In place of a column name, a Jinja template over the row may be given: any string that contains ``{{`` or ``{%``.
 ``{{ text }}`` is the column of that name, ``{{ row["Correct Answer"] }}`` one whose name is not an identifier. The
-filters in `FILTERS` are available beside Jinja's own. Rows are read by `distill.tables` and `distill.huggingface`;
-`distill.forms` holds the mappings of published datasets.
+filters in `FILTERS` are available beside Jinja's own. Rows are read by `distill.sources.tables` and
+`distill.sources.huggingface`; `distill.sources.forms` holds the mappings of published datasets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import AfterValidator
 
 from distill.letters import storable, whole_letters
-from distill.tables import Row
+from distill.sources.tables import Row
 from distill.types import Problem
 from distill.verifiers.compose import build
 from distill.verifiers.extract import last_box

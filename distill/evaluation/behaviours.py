@@ -1,7 +1,7 @@
 """Find behaviours in reasoning text: phrases of verification, backtracking and sub-goals, and intermediate answers.
 
-Behaviours are only counts of phrases: a model that writes "wait" has not necessarily looked back. `distill.emergence`
-therefore also reports whether an answer that the text names on the way is the one it ends with.
+Behaviours are only counts of phrases: a model that writes "wait" has not necessarily looked back.
+`distill.evaluation.emergence` therefore also reports whether an answer that the text names on the way is its last.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Read the rows of files in the usual formats: JSONL, JSON, CSV and Parquet, gzipped or not.
 
 Every row knows its file and line, so that an error message can name them. What the columns mean is up to the caller's
-mapping (`distill.columns`).
+mapping (`distill.sources.columns`).
 """
 
 from __future__ import annotations

@@ -17,10 +17,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from distill import catalog, forms, huggingface, puzzles, tables
-from distill.columns import Column, Columns, Pattern, ProblemColumns, without
-from distill.columns import unreadable as unreadable_row
+from distill import catalog
 from distill.families.base import code_of
+from distill.sources import forms, huggingface, puzzles, tables
+from distill.sources.columns import Column, Columns, Pattern, ProblemColumns, without
+from distill.sources.columns import unreadable as unreadable_row
 from distill.stages.common import VerifierName
 from distill.types import Problem
 from distill.verifiers.extras import installed
@@ -276,8 +277,8 @@ def _name(source: RowSource) -> str | None:
 
 
 def unreadable(sources: Sequence[Source]) -> str | None:
-    """Why a source's rows cannot be read by its columns, or None if they can: a file's by `distill.columns.unreadable`,
-    a dataset's by `unreadable_set`."""
+    """Why a source's rows cannot be read by its columns, or None if they can: a file's by
+    `distill.sources.columns.unreadable`, a dataset's by `unreadable_set`."""
     return next(filter(None, map(_unreadable, sources)), None)
 
 

@@ -1,0 +1,1 @@
+"""Where problems and published traces come from: files, data sets, families, puzzles."""
