@@ -21,10 +21,10 @@ from rl.search.adaptive import AdaptiveVote
 from rl.search.allocation import Allocation
 from rl.search.base import Draft, Piece
 from rl.search.beam import Beam
-from rl.search.drive import Bill, Result, run, run_joint
+from rl.search.drive import Result, Usage, run, run_joint
 from rl.search.dvts import Dvts
 from rl.search.lookahead import Lookahead
-from rl.search.pool import mean_bill
+from rl.search.pool import mean_usage
 from rl.search.ranked import BestOf, WeightedVote
 from rl.search.settings import named
 from rl.search.settled import at_least, certain, lead_is_real, leaders, settled
@@ -122,9 +122,9 @@ def test_estimates_over_subsets_equal_the_strategys_means_over_all_orders(strate
         found = [run([(0, strategy.search(k))], Deck(order, scores))[0] for order in orders]
         right = fmean(result.choice.piece.ballot == "a" for result in found)
         assert strategy.over_subsets(samples, strategy.takes(k)) == pytest.approx(right)
-        bill = mean_bill(pieces, strategy.takes(k), "scorer" in strategy.needs)
+        usage = mean_usage(pieces, strategy.takes(k), "scorer" in strategy.needs)
         for kind in ("prompt", "sampled", "scored", "calls"):
-            assert getattr(bill, kind) == pytest.approx(fmean(getattr(result.bill, kind) for result in found))
+            assert getattr(usage, kind) == pytest.approx(fmean(getattr(result.usage, kind) for result in found))
 
 
 def test_best_of_takes_the_highest_score_or_the_first_verified_answer() -> None:
@@ -165,11 +165,11 @@ def test_responses_are_ranked_even_where_products_of_steps_underflow() -> None:
 def test_the_bill_counts_each_trace_and_each_scored_text_once() -> None:
     """Of five responses one is cut and two are equal: five calls, four texts."""
     world = says("-bcab")
-    assert search(Majority(), 5, world).bill == Bill(prompt=5 * PROMPT, sampled=4 * 2 + 1, calls=5)
-    by_prm = search(WeightedVote(), 5, world).bill
-    assert by_prm == Bill(5 * PROMPT, 9, scored=(PROMPT + 1) + 3 * (PROMPT + 2), calls=5)
+    assert search(Majority(), 5, world).usage == Usage(prompt=5 * PROMPT, sampled=4 * 2 + 1, calls=5)
+    by_prm = search(WeightedVote(), 5, world).usage
+    assert by_prm == Usage(5 * PROMPT, 9, scored=(PROMPT + 1) + 3 * (PROMPT + 2), calls=5)
     assert by_prm.tokens == by_prm.sampled + by_prm.scored
-    assert search(Greedy(), 16, world).bill.calls == 1
+    assert search(Greedy(), 16, world).usage.calls == 1
 
 
 # -- when a vote is settled -------------------------------------------------------------------
@@ -207,7 +207,7 @@ def test_adaptive_votes_stop_exactly_where_the_rule_says(confidence: float | Non
         votes = [None if a == "-" else a for a in sequence]
         stops = next(n for n in range(most + 1) if settled(*leaders(votes[:n]), most - n, confidence))
         found = search(strategy, most, says("".join(sequence)))
-        assert found.bill.calls == stops
+        assert found.usage.calls == stops
         if confidence is None and any(votes):
             everything = elect([piece(v) for v in votes])
             assert found.choice.piece.ballot == everything.piece.ballot
@@ -222,9 +222,9 @@ def test_a_total_budget_goes_to_unsettled_votes_and_is_not_exceeded() -> None:
     votes = [lambda i: "a", lambda i: "b", lambda i: "abcdefgh"[i], lambda i: None]
     world = ToyWorld(whole=lambda problem, index: votes[problem](index))
     results = run_joint(Allocation().search_all(4, samples=5, stored=8), 4, world)
-    calls = [result.bill.calls for result in results]
+    calls = [result.usage.calls for result in results]
     assert calls == [4, 4, 6, 6]  # 4 settle a unanimous vote; the rest of the total goes to the others in equal parts
-    spent, first = sum(r.bill.sampled for r in results), 2 + 2 + 2 + 1
+    spent, first = sum(r.usage.sampled for r in results), 2 + 2 + 2 + 1
     assert 0 <= 5 * first - spent < 2  # the next sample might take two
     assert [r.choice.piece.ballot for r in results] == ["a", "b", "a", None]
 
@@ -234,14 +234,14 @@ def test_the_rest_of_a_total_budget_goes_to_the_least_settled_vote() -> None:
     votes = ["aaaa", "abab", "aaaa"]
     world = ToyWorld(whole=lambda problem, index: votes[problem][index])
     results = run_joint(Allocation(tokens=3 * 2 * 2 + 2).search_all(3, samples=1, stored=4), 3, world)
-    assert [result.bill.calls for result in results] == [2, 3, 2]
+    assert [result.usage.calls for result in results] == [2, 3, 2]
 
 
 def test_a_total_budget_used_up_by_long_answers_is_not_exceeded() -> None:
     """Room for three more of the first one's length is used up by three longer ones: no problem gets a third."""
     world = ToyWorld(whole=lambda problem, index: "abcdefgh"[index] * (1 + 2 * index))
     results = run_joint(Allocation(tokens=6 * 2 + 3 * 2).search_all(6, samples=1, stored=8), 6, world)
-    assert sorted(result.bill.calls for result in results) == [1, 1, 1, 2, 2, 2]
+    assert sorted(result.usage.calls for result in results) == [1, 1, 1, 2, 2, 2]
 
 
 def test_a_total_budget_below_one_answer_per_problem_is_refused() -> None:
@@ -253,7 +253,7 @@ def test_a_total_budget_below_one_answer_per_problem_is_refused() -> None:
 
 def test_no_problem_gets_more_samples_than_allowed() -> None:
     results = run_joint(Allocation(most=3).search_all(2, 100, stored=8), 2, ToyWorld())
-    assert [result.bill.calls for result in results] == [3, 3]
+    assert [result.usage.calls for result in results] == [3, 3]
 
 
 # -- step by step -----------------------------------------------------------------------------
@@ -270,10 +270,10 @@ def test_beam_search_keeps_the_best_at_a_known_cost() -> None:
     found = search(Beam(width=2, final="best"), 4, ToyWorld(values=worth))
     assert found.choice.piece.text == "c\nb\nb\n"
     drawn = 4 + 4 + 4
-    assert (found.bill.calls, found.bill.sampled) == (drawn, drawn)
-    assert found.bill.prompt == 4 * PROMPT + 4 * (PROMPT + 1) + 4 * (PROMPT + 2)
+    assert (found.usage.calls, found.usage.sampled) == (drawn, drawn)
+    assert found.usage.prompt == 4 * PROMPT + 4 * (PROMPT + 1) + 4 * (PROMPT + 2)
     # "a" comes twice among the first four: three texts, then four, then four
-    assert found.bill.scored == 3 * (PROMPT + 1) + 4 * (PROMPT + 2) + 4 * (PROMPT + 3)
+    assert found.usage.scored == 3 * (PROMPT + 1) + 4 * (PROMPT + 2) + 4 * (PROMPT + 3)
 
 
 def test_equal_texts_are_one_beam() -> None:
@@ -299,7 +299,7 @@ def test_dvts_follows_the_best_step_in_each_separate_tree() -> None:
     found = search(Dvts(width=2), 4, world)
     assert dict(found.choice.weights) == pytest.approx({"b": 0.5**3, "c": 0.8**3})
     assert found.choice.piece.text == "c\nc\nc\n"
-    assert (found.bill.calls, world.calls) == (12, [4, 4, 4])
+    assert (found.usage.calls, world.calls) == (12, [4, 4, 4])
 
 
 def test_lookahead_avoids_a_trap_that_beam_search_falls_into() -> None:
@@ -314,7 +314,7 @@ def test_lookahead_avoids_a_trap_that_beam_search_falls_into() -> None:
     ahead = search(Lookahead(width=3, ahead=1, final="best"), 3, world)
     assert greedy_beam.choice.piece.text[0] == "c" and ahead.choice.piece.text[0] != "c"
     # three steps and three lookahead steps, twice; the last three have ended and need no lookahead
-    assert (greedy_beam.bill.calls, ahead.bill.calls) == (9, 15)
+    assert (greedy_beam.usage.calls, ahead.usage.calls) == (9, 15)
 
 
 def test_a_budget_that_is_no_multiple_of_the_width_is_refused() -> None:
@@ -333,7 +333,7 @@ def test_searches_run_together_give_the_results_of_each_alone() -> None:
     assert len(world.calls) <= 4
     for n, (kind, found) in enumerate(zip(kinds, together, strict=True)):
         alone = run([(n, kind.search(4))], world)[0]
-        assert (alone.choice, alone.bill) == (found.choice, found.bill)
+        assert (alone.choice, alone.usage) == (found.choice, found.usage)
 
 
 def test_a_shifted_search_takes_the_same_samples_from_another_start() -> None:
@@ -354,7 +354,7 @@ def test_every_strategy_of_the_catalog_makes_a_choice_and_declares_its_needs() -
             result = run_joint(strategy.search_all(1, 4, 4), 1, ToyWorld())[0]
         else:
             result = search(strategy, 4, ToyWorld())
-        assert result.choice.piece.ballot is not None and result.bill.sampled > 0
+        assert result.choice.piece.ballot is not None and result.usage.sampled > 0
 
 
 @pytest.mark.parametrize(

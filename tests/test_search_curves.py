@@ -10,8 +10,8 @@ from toy_search import ToyWorld
 from distill.evaluation.voting import Sample, majority_at_k
 from distill.types import Finish
 from rl.search.base import Piece
-from rl.search.curves import Outcome, Votes, curve, point, rival
-from rl.search.drive import Bill
+from rl.search.curves import Answered, Votes, curve, point, rival
+from rl.search.drive import Usage
 from rl.search.measure import in_words
 from rl.search.pool import Drawn, Pool, ranking
 from rl.search.ranked import BestOf
@@ -24,10 +24,10 @@ SAMPLES = {
 }
 
 
-def outcomes(correct: str, tokens: int, scored: int = 0) -> list[Outcome]:
+def outcomes(correct: str, tokens: int, scored: int = 0) -> list[Answered]:
     found = {"y": True, "n": False, "?": None}
     return [
-        Outcome(name, found[c], Bill(5, tokens, scored, 2)) for name, c in zip(SAMPLES, correct, strict=True)
+        Answered(name, found[c], Usage(5, tokens, scored, 2)) for name, c in zip(SAMPLES, correct, strict=True)
     ]  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_unverifiable_samples_count_in_the_cost_and_not_in_the_accuracy() -> Non
     pool = Pool([Drawn("all", 0, pieces, judged), Drawn("two", 1, pieces, judged[1:]), Drawn("none", 2, pieces, [])])
     outcomes = pool.outcomes(Majority(), pool.samples(), 3)
     assert [(o.problem, o.correct) for o in outcomes] == [("all", 1.0), ("two", None), ("none", None)]
-    assert {(o.bill.calls, o.bill.sampled, o.bill.prompt) for o in outcomes} == {(3, 12, 30)}
+    assert {(o.usage.calls, o.usage.sampled, o.usage.prompt) for o in outcomes} == {(3, 12, 30)}
     alone = Pool(pool.problems[2:])
     nothing = point(3, alone.outcomes(Majority(), alone.samples(), 3), alone.votes())
     assert nothing["accuracy"] is None and nothing["against_majority"]["at_equal_tokens"] is None

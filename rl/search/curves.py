@@ -14,33 +14,33 @@ from typing import Any
 
 from distill.evaluation.statistics import Estimate, clustered_mean, paired_difference, rounded
 from distill.evaluation.voting import Sample, majority_at_k
-from rl.search.drive import Bill
+from rl.search.drive import Usage
 
 Scores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Answered:
     """One search, or the mean of several: the problem, whether the answer is right (None: unverifiable), the cost."""
 
     problem: str
     correct: float | None
-    bill: Bill
+    usage: Usage
 
 
-def point(budget: int, outcomes: Sequence[Outcome], votes: Votes, seen: Set[str] = frozenset()) -> dict[str, Any]:
+def point(budget: int, outcomes: Sequence[Answered], votes: Votes, seen: Set[str] = frozenset()) -> dict[str, Any]:
     """All figures of one strategy with one budget. If some problems have been ``seen`` in training, they include its
     accuracy on the others."""
     scores = by_problem(outcomes)
     clean = [fmean(values) for key, values in scores.items() if key not in seen]
-    sampled = fmean(outcome.bill.sampled for outcome in outcomes)
-    tokens = fmean(outcome.bill.tokens for outcome in outcomes)
+    sampled = fmean(outcome.usage.sampled for outcome in outcomes)
+    tokens = fmean(outcome.usage.tokens for outcome in outcomes)
     return {
         "samples": budget,
         **_estimate(clustered_mean(scores), "accuracy"),
         **({"clean_accuracy": rounded(fmean(clean)) if clean else None} if seen else {}),
-        "calls": round(fmean(outcome.bill.calls for outcome in outcomes), 3),
-        "prompt_tokens": round(fmean(outcome.bill.prompt for outcome in outcomes), 2),
+        "calls": round(fmean(outcome.usage.calls for outcome in outcomes), 3),
+        "prompt_tokens": round(fmean(outcome.usage.prompt for outcome in outcomes), 2),
         "sampled_tokens": round(sampled, 2),
         "scored_tokens": round(tokens - sampled, 2),
         "tokens": round(tokens, 2),
@@ -82,7 +82,7 @@ def rival(scores: Scores, tokens: float, other: Curve) -> dict[str, Any]:
     return {"tokens": round(had, 2), **_estimate(paired_difference(theirs, scores), "difference")}
 
 
-def by_problem(outcomes: Sequence[Outcome]) -> dict[str, list[float]]:
+def by_problem(outcomes: Sequence[Answered]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for outcome in outcomes:
         if outcome.correct is not None:

@@ -1,8 +1,8 @@
-"""Advance many searches together, and keep the bill of each.
+"""Advance many searches together, and count what each uses.
 
 One call of the sampler serves all searches that wait for samples, one call of the scorer those that wait for scores,
 and one call of the judge those that wait for verdicts, until none is left. So searches step by step take as many rounds
-as one problem has steps, however many problems there are. A `World` samples, scores and judges; the bill is kept here,
+as one problem has steps, however many problems there are. A `World` samples, scores and judges; usage is counted here,
 in the same way for all.
 """
 
@@ -27,7 +27,7 @@ class World(Protocol):
 
 
 @dataclass(slots=True)
-class Bill:
+class Usage:
     """Tokens by kind (`rl.search.base`), and calls to the sampler. A trace that is requested twice in one search, or a
     text that is scored twice, counts once. The values of a mean are fractions."""
 
@@ -45,23 +45,23 @@ class Bill:
 @dataclass(slots=True)
 class Result:
     choice: Choice
-    bill: Bill
+    usage: Usage
 
 
 @dataclass(slots=True)
 class _Meter:
-    bill: Bill = field(default_factory=Bill)
+    usage: Usage = field(default_factory=Usage)
     seen: set[tuple[str, str]] = field(default_factory=set)
 
     def drawn(self, piece: Piece) -> None:
         if self._is_new("drawn", piece.key):
-            self.bill.calls += 1
-            self.bill.prompt += piece.prompt_tokens
-            self.bill.sampled += piece.tokens
+            self.usage.calls += 1
+            self.usage.prompt += piece.prompt_tokens
+            self.usage.sampled += piece.tokens
 
     def scored(self, piece: Piece) -> None:
         if self._is_new("scored", piece.text):
-            self.bill.scored += piece.prompt_tokens + piece.tokens
+            self.usage.scored += piece.prompt_tokens + piece.tokens
 
     def _is_new(self, what: str, name: str) -> bool:
         known = (what, name) in self.seen
@@ -100,7 +100,7 @@ def run(searches: Sequence[tuple[int, Search]], world: World) -> list[Result]:
     while any(each.need for each in going):
         for kind, served in ask.items():
             _serve([each for each in going if isinstance(each.need, kind)], served)
-    return [Result(each.choice, each.meter.bill) for each in going if each.choice]
+    return [Result(each.choice, each.meter.usage) for each in going if each.choice]
 
 
 def _serve(waiting: Sequence[_Running], served: Callable[[list[Any]], list[Any]]) -> None:
@@ -123,7 +123,7 @@ def run_joint(search: JointSearch, problems: int, world: World) -> list[Result]:
             wanted = search.send(pieces)
         except StopIteration as ended:
             choices: list[Choice] = ended.value
-            return [Result(choice, meter.bill) for choice, meter in zip(choices, meters, strict=True)]
+            return [Result(choice, meter.usage) for choice, meter in zip(choices, meters, strict=True)]
         pieces = world.draw(wanted)
         for (number, _), piece in zip(wanted, pieces, strict=True):
             meters[number].drawn(piece)

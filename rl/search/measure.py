@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
-from distill.types import Outcome as Verdict
+from distill.types import Outcome
 from pipeline.stage import Context, stop_check
 from rl.search import curves, pool
 from rl.search.allocation import Allocation
 from rl.search.base import ByScore, Exact, Piece
-from rl.search.curves import Outcome, Votes
+from rl.search.curves import Answered, Votes
 from rl.search.drive import Result, run, run_joint
 from rl.search.pool import Pool, Samples
 from rl.search.settings import Named
@@ -132,23 +132,23 @@ def _runs(named: Named, budget: int, settings: SearchSettings, world: StoredWorl
     return [(*place, result) for place, result in zip(places, found, strict=True)]
 
 
-def _judged(world: StoredWorld, runs: Sequence[Run]) -> tuple[list[Outcome], list[dict[str, Any]]]:
+def _judged(world: StoredWorld, runs: Sequence[Run]) -> tuple[list[Answered], list[dict[str, Any]]]:
     """The judged outcomes of a strategy's searches with a budget, and their rows."""
     chosen: list[tuple[int, Piece]] = [(number, result.choice.piece) for number, _, result in runs]
     outcomes, rows = [], []
     for (number, start, result), verdict in zip(runs, world.outcomes(chosen), strict=True):
-        correct = None if verdict is Verdict.UNVERIFIABLE else float(verdict is Verdict.CORRECT)
-        outcomes.append(Outcome(world.tasks[number][0], correct, result.bill))
+        correct = None if verdict is Outcome.UNVERIFIABLE else float(verdict is Outcome.CORRECT)
+        outcomes.append(Answered(world.tasks[number][0], correct, result.usage))
         rows.append(_row(outcomes[-1], start, result.choice.piece))
     return outcomes, rows
 
 
-def _row(outcome: Outcome, start: int = 0, chosen: Piece | None = None) -> dict[str, Any]:
-    bill = outcome.bill
+def _row(outcome: Answered, start: int = 0, chosen: Piece | None = None) -> dict[str, Any]:
+    usage = outcome.usage
     return {
         "start": start, "problem_key": outcome.problem, "trace_key": chosen and chosen.key,
-        "answer": chosen and chosen.ballot, "correct": outcome.correct, "calls": bill.calls,
-        "prompt_tokens": bill.prompt, "sampled_tokens": bill.sampled, "scored_tokens": bill.scored,
+        "answer": chosen and chosen.ballot, "correct": outcome.correct, "calls": usage.calls,
+        "prompt_tokens": usage.prompt, "sampled_tokens": usage.sampled, "scored_tokens": usage.scored,
     }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The stored samples that strategies of whole responses choose from: judged, scored, evaluated over all subsets.
 
-If a strategy's mean over all subsets can be computed (`rl.search.base.Exact`), a point reports it with the mean bill,
+If a strategy's mean over all subsets can be computed (`rl.search.base.Exact`), a point reports it with the mean usage,
 and the strategy is not run on orders of the samples. A sample that cannot be judged is in no subset, but is paid for. A
 problem with fewer judged samples than the budget has no result.
 """
@@ -16,10 +16,10 @@ from distill.evaluation.statistics import pass_at_k, rounded
 from distill.evaluation.voting import Sample
 from distill.prm.measures import auc, auc_within
 from distill.prm.scorer import Aggregate, log_aggregate
-from distill.types import Outcome as Verdict
+from distill.types import Outcome
 from rl.search.base import Exact, Piece, whole
-from rl.search.curves import Outcome, Votes
-from rl.search.drive import Bill
+from rl.search.curves import Answered, Votes
+from rl.search.drive import Usage
 from rl.search.stored import StoredWorld
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -74,14 +74,14 @@ class Pool:
     def votes(self) -> Votes:
         return Votes(self.samples())
 
-    def outcomes(self, strategy: Exact, samples: Samples, budget: int) -> list[Outcome]:
+    def outcomes(self, strategy: Exact, samples: Samples, budget: int) -> list[Answered]:
         """The mean over all subsets, for each problem. ``samples`` carry the scores that the strategy goes by."""
         k, scored = strategy.takes(budget), "scorer" in strategy.needs
         return [
-            Outcome(
+            Answered(
                 problem.key,
                 strategy.over_subsets(samples[problem.key], k) if len(problem.judged) >= k else None,
-                mean_bill(problem.pieces, k, scored),
+                mean_usage(problem.pieces, k, scored),
             )
             for problem in self.problems
         ]
@@ -95,16 +95,16 @@ def drawn(world: StoredWorld, size: int) -> Pool:
     found = []
     for number, (key, _) in enumerate(world.tasks):
         own = range(number * size, (number + 1) * size)
-        judged = [(pieces[at][1], verdicts[at] is Verdict.CORRECT) for at in own if _is_judged(verdicts[at])]
+        judged = [(pieces[at][1], verdicts[at] is Outcome.CORRECT) for at in own if _is_judged(verdicts[at])]
         found.append(Drawn(key, number, [pieces[at][1] for at in own], judged))
     return Pool(found)
 
 
-def _is_judged(verdict: Verdict) -> bool:
-    return verdict is not Verdict.UNVERIFIABLE
+def _is_judged(verdict: Outcome) -> bool:
+    return verdict is not Outcome.UNVERIFIABLE
 
 
-def mean_bill(pieces: Sequence[Piece], k: int, scored: bool) -> Bill:
+def mean_usage(pieces: Sequence[Piece], k: int, scored: bool) -> Usage:
     """The cost of k of these, on average over all subsets. A text that several share is scored once: it is among the k
     as often as any of them is."""
     reading = 0.0
@@ -114,7 +114,7 @@ def mean_bill(pieces: Sequence[Piece], k: int, scored: bool) -> Bill:
             tokens_of.setdefault(piece.text, []).append(piece.prompt_tokens + piece.tokens)
         reading = sum(fmean(tokens) * pass_at_k(len(pieces), len(tokens), k) for tokens in tokens_of.values())
     prompt, sampled = fmean(p.prompt_tokens for p in pieces), fmean(p.tokens for p in pieces)
-    return Bill(k * prompt, k * sampled, reading, k)
+    return Usage(k * prompt, k * sampled, reading, k)
 
 
 def ranking(groups: Mapping[str, Sequence[tuple[float, bool]]]) -> dict[str, Any]:
