@@ -127,7 +127,7 @@ def test_a_users_phrases_extend_or_replace_the_shipped_ones() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "why"),
-    [({"phrases": {"a": ["("]}}, "not a regular expression"), ({"candidates": ["is .+"]}, "one group")],
+    [({"phrases": {"a": ["("]}}, "not a regular expression"), ({"candidates": ["is .+"]}, "has 0 groups")],
 )
 def test_invalid_patterns_are_refused(settings: dict[str, Any], why: str) -> None:
     with pytest.raises(ValueError, match=why):

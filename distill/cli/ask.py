@@ -156,13 +156,13 @@ def _warn_of_gaps(parts: Response, finish: Finish, max_tokens: int) -> None:
 
 def _print_result(result: Any, label: str, max_tokens: int, show_thinking: bool, as_json: bool) -> None:
     """Print the answer of a search and what it took. ``result`` is a `rl.search.drive.Result`."""
-    piece, weights, score, bill = result.choice.piece, result.choice.weights, result.choice.score, result.bill
+    piece, weights, score, usage = result.choice.piece, result.choice.weights, result.choice.score, result.usage
     parts = split_thinking(piece.text, opened=opened(piece.prompt))
     if as_json:
         print(json.dumps({
             "answer": parts.answer, "thinking": parts.thinking, "closed": parts.closed, "finish": str(piece.finish),
-            "strategy": label, "weights": dict(weights), "score": score, "calls": bill.calls,
-            "prompt_tokens": bill.prompt, "sampled_tokens": bill.sampled, "scored_tokens": bill.scored,
+            "strategy": label, "weights": dict(weights), "score": score, "calls": usage.calls,
+            "prompt_tokens": usage.prompt, "sampled_tokens": usage.sampled, "scored_tokens": usage.scored,
         }))  # fmt: skip
         return
     if show_thinking:
@@ -173,8 +173,8 @@ def _print_result(result: Any, label: str, max_tokens: int, show_thinking: bool,
     chosen = "no vote" if score is None else f"score {score:.2g}"
     if weights:
         chosen = f"{weights[0][1] / sum(weight for _, weight in weights):.0%} of the weight"
-    scored = f", {bill.scored:,} scored" if bill.scored else ""
-    _note(f"{label}, {chosen}: {bill.calls} calls, {bill.sampled:,} tokens sampled{scored}")
+    scored = f", {usage.scored:,} scored" if usage.scored else ""
+    _note(f"{label}, {chosen}: {usage.calls} calls, {usage.sampled:,} tokens sampled{scored}")
 
 
 def _note(text: str) -> None:
