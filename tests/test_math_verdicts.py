@@ -215,6 +215,7 @@ WRITTEN = [
         ("450", r"In total, she spent $\$450$ on groceries."), ("79", "Result: 79 km/h"), ("12", "A: 12"), (r"\log_{10}2", r"\boxed{\lg 2}"), ("12", "∴ 12"),
         ("2050", "The answer is about 2,050."), ("42", "Answer: Tom has 42 marbles."), ("42", 'The answer is "42".'),
         ("42", "**Final Answer:** The total is 42 apples."), ("12", r"\boxed{\text{Answer: } 12}"), ("12", "Die Antwort ist 12."), ("Mr. Smith", "The answer is Mr. Smith."),
+        ("5", r"\boxed{5\text{ logs}}"), ("3", "The answer is 3 roots."), ("60 mph", "60 mph"),
         ("infinitely many", r"\boxed{\infty}"), (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\boxed{\vec{v}=[1,2,3]}"),
     )),
     *((reference, answer, UNVERIFIABLE) for reference, answer in (
@@ -231,6 +232,7 @@ WRITTEN = [
         ("43", "Answer: Tom has 42 marbles."), ("yes", r"\boxed{\text{yes or no}}"), ("No", "The answer is no and yes."),
         ("Yes", "No, because 7 is prime."), (r"2n\pi", r"\boxed{3k\pi}"), ("x^2+1", r"\boxed{y^2+1}"), ("x^2+C", r"\boxed{x^2}"),
         ("42", "A: 43"), ("13", "twelve apples"), ("True", "No"), ("2/3", r"\boxed{0.65}"), ("12_8", "The answer is 13 base 8."),
+        ("50 km/h", "50 mph"), ("50 km/h", "So it is 50 mph on average."), ("B", r"\boxed{b = 5}"),
         ("3:45 p.m.", r"\boxed{14:45}"), ("(3,-2)", r"\boxed{\{(-2,3)\}}"), ("Yes", "**Final Answer:** **No**"),
     )),
 ]  # fmt: skip

@@ -130,6 +130,10 @@ def test_exact_compares_the_answer_with_the_reference(
         ("B", r"\boxed{B \text{ (the cat)}}", CORRECT),
         ("B", "The answer is B - the cat", CORRECT),
         ("B", r"\boxed{B - C}", INCORRECT),
+        ("B", r"\boxed{B = 12}", CORRECT),
+        ("B", r"\boxed{b = 12}", INCORRECT),
+        ("F", r"\boxed{F(x) = 2x}", INCORRECT),
+        ("A", "The answer is a (small) dog", INCORRECT),
         ("B", "答案：B", CORRECT),
         ("B", "故选B。", CORRECT),
         ("B", "La respuesta es B", CORRECT),
@@ -140,3 +144,8 @@ def test_choice_reads_the_chosen_letters(reference: str, answer: str, expected: 
     assert outcome("choice", reference, answer) is expected
     if reference.isupper() and len(reference) == 1:
         assert outcome("math", reference, answer) is expected
+
+
+def test_a_letter_before_very_many_spaces_is_read_at_once() -> None:
+    """It took time cubic in their number, in the process of the training: an hour for these."""
+    assert outcome("choice", "A", f"I choose (A){' ' * 4_900}as I said") is CORRECT

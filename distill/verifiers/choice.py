@@ -20,9 +20,10 @@ from distill.verifiers.number import canonical
 
 LETTER = re.compile(
     r"\W*(?:(?:option|choice|answer)s?\b:?\s*)?\W*([A-Za-z])(?:\s*(?:[).:]|\})[^A-Za-z]?.*|\W*"
-    r"|\s*(?:=\s*|[–—-]\s|\()[^A-Za-z]*(?-i:[a-z\d]|[A-Z]\w).*)",
+    r"|(?-i:(?<=[A-Z])(?:\s*=\s*|\s*[–—-]\s|\s+\()[^A-Za-z]*(?:[a-z\d]|[A-Z]\w).*))",
     re.DOTALL | re.IGNORECASE,
 )
+"""A letter, with what it stands for: "b) 12", "B = 12", "B - the cat". (Not "b = 12" or "B(x)", which are formulas.)"""
 TOGETHER = re.compile(r"(?P<all>[A-Z]{2,10})")
 BETWEEN = re.compile(r"\s*(?:[,;&/+|]|\band\b|\bor\b)\s*(?:\band\b|\bor\b)?\s*", re.IGNORECASE)
 STATED = re.compile(
@@ -46,7 +47,7 @@ CORRECTED = re.compile(
 """A later letter that replaces the stated one: "The answer is B. Wait, it is C."."""
 REASONS = re.compile(r",?\s*\b(?:since|because)\b.*", re.DOTALL)
 NOT_OTHERS = re.compile(
-    r"\s*,?\s*\b(?:and\s+|but\s+)?not\s+[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3}"
+    r"(?<!\s)\s*,?\s*\b(?:and\s+|but\s+)?not\s+[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3}"
     r"(?:\s*(?:,|\bn?or\b|\band\b)\s*[(*$]{0,3}[A-Z](?![\w'’])[)*$]{0,3})*(?:,?\s+but\b)?"
 )
 """Letters that are rejected next to the chosen one: "B, not A", "not A but B"."""

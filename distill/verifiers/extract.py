@@ -126,7 +126,7 @@ UNIT = re.compile(
     r"(?:[\s-](?:square|cubic|sq)\b)?(?:[\s-](?:"
     + "|".join(
         sorted(
-            {*units.SCALES, *units.KNOWN, *units.ALIASES} - {"$", "¢", "%", "in", "squared", "cubed"},
+            {*units.SCALES, *units.KNOWN, *units.ALIASES, *units.SHORT} - {"$", "¢", "%", "in", "squared", "cubed"},
             key=len,
             reverse=True,
         )

@@ -19,23 +19,14 @@ NO_UNIT = frozenset(
     {"and", "or", "not", "is", "are", "than", "less", "more", "most", "least", "about", "wrong", "times", "minus"}
     | {"plus", "over", "pi", "sqrt", "sin", "cos", "tan", "log", "ln", "if", "mod", "to", "from", "factorial"}
     | {"extraneous", "rejected", "invalid", "impossible", "incorrect", "false", "no", "never", "excluded", "fails"}
-    | {
-        "half",
-        "halves",
-        "halved",
-        "quarter",
-        "third",
-        "fourth",
-        "fifth",
-        "sixth",
-        "seventh",
-        "eighth",
-        "ninth",
-        "tenth",
-    }
-    | {"twelfth", "hundredth", "thousandth", "double", "doubled", "twice", "tripled", "tens", "negative", "below"}
-    | {"remainder", "root", "reciprocal", "inverse", "maybe", "perhaps", "alternatively", "else"}
+    | {"halved", "double", "doubled", "twice", "tripled", "tens", "negative", "below", "remainder", "root"}
+    | {"reciprocal", "inverse", "maybe", "perhaps", "alternatively", "else"}
 )
+FRACTIONS = frozenset(
+    {"half", "halve", "quarter", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"}
+    | {"twelfth", "hundredth", "thousandth"}
+)
+"""No units either, and nor are their plurals. (Plural logs and roots are things that are counted.)"""
 ALIASES = {
     "dollar": "$", "usd": "$", "buck": "$", "percent": "%", "percentage": "%", "degree": "°", "deg": "°",
     "euro": "€", "eur": "€", "inche": "inch", "in": "inch", "feet": "foot", "ft": "foot", "yd": "yard", "mi": "mile",
@@ -98,7 +89,7 @@ def read(text: str) -> tuple[int, str] | None:
     scale = 1
     words: list[str] = []
     for word in WORD.findall(text):
-        if word in NO_UNIT or word.removesuffix("s") in NO_UNIT:
+        if word in NO_UNIT or word.removesuffix("s") in FRACTIONS:
             return None
         if word.removesuffix("s") in SCALES and not words:
             scale *= SCALES[word.removesuffix("s")]
