@@ -28,12 +28,14 @@ from distill.engines.transformers import TransformersEngine  # noqa: E402
 from distill.prm import head  # noqa: E402
 from distill.prm.reading import PrmScorer  # noqa: E402
 from distill.randomness import generator  # noqa: E402
+from distill.training import trials  # noqa: E402
 from distill.training.batching import micro_batches  # noqa: E402
 from distill.training.learner import Learner, LearnerSettings  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
 from distill.training.session import learning  # noqa: E402
-from distill.types import Completion, Finish, Request, Sampling, ThinkingBudget  # noqa: E402
+from distill.types import Completion, Finish, Problem, Request, Sampling, ThinkingBudget  # noqa: E402
+from distill.verifiers import VerifierPool  # noqa: E402
 from pipeline.errors import PipelineError  # noqa: E402
 from rl.process import ProcessRewards  # noqa: E402
 from rl.step_credit import Mixture  # noqa: E402
@@ -128,6 +130,12 @@ def test_completions_of_every_rank_come_as_they_are_made(tmp_path: Path) -> None
         assert {next(arriving).key for _ in range(3)} == {"0", "1", "2"}
         arriving.close()  # given up: the others end, too
         assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
+        with VerifierPool(workers=1) as pool:
+            pass
+        problems = {request.key: Problem(request.key, "?", "x", "regex", "test") for request in asked}
+        with pytest.raises(PipelineError, match="pool is closed") as failed:  # holds on to what failed
+            trials.pass_at_1(sampler, pool, problems, asked, lambda: False)
+        assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2, failed
 
 
 def endless(prompt: str, key: str = "0") -> Request:

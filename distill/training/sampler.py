@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -57,7 +57,10 @@ class StudentSampler:
         else:
             self._engine.refresh()
 
-    def generate(self, requests: Iterable[Request], stopping: Callable[[], bool]) -> Iterator[Completion]:
+    def generate(
+        self, requests: Iterable[Request], stopping: Callable[[], bool]
+    ) -> Generator[Completion, None, None]:  # fmt: skip
+        """With several ranks, these cannot be called otherwise until all completions are taken, or it is closed."""
         if not (learner := self._learner()) or not (ranks := learner.ranks):
             yield from self._engine.generate(requests, stopping)
             return

@@ -68,11 +68,12 @@ def pass_at_1(
     """The share of ``problems`` that the current weights answer correctly, by their own verifiers, without those that
     cannot be verified. Raises `Stopped` once ``stopping()`` is true, and `InputError` if none can be verified."""
     sampler.refresh()
-    items = (
-        (completion.key, problems[completion.key].verifier, problems[completion.key], response_of(completion))
-        for completion in sampler.generate(asked, stopping)
-    )
-    verdicts = [verdict for _, verdict in pool.verify_many(items, stopping)]
+    with closing(sampler.generate(asked, stopping)) as completions:  # if judging fails, the other ranks stop, too
+        items = (
+            (completion.key, problems[completion.key].verifier, problems[completion.key], response_of(completion))
+            for completion in completions
+        )
+        verdicts = [verdict for _, verdict in pool.verify_many(items, stopping)]
     stop_check(stopping)
     judged = [verdict.outcome for verdict in verdicts if verdict.outcome is not Outcome.UNVERIFIABLE]
     if not judged:
