@@ -129,6 +129,7 @@ STAGE = Stage(
     settings=SelectSettings,
     produces="selection",
     run=run,
+    version=2,
     forecast=forecast,
     check=members_present,
 )
