@@ -44,7 +44,7 @@ stages:
   evaluate: {{problems: problems, models: {{good: models/teacher, bad: models/base}}, samples: 2, workers: 1}}
   colder: {{kind: evaluate, problems: problems, models: {{good: models/teacher, same: models/teacher}}, samples: 2,
            greedy: false, workers: 1, sampling: {{temperature: 0.5}}}}
-  coldest: {{kind: evaluate, problems: problems, models: {{good: models/teacher, bad: models/base}}, samples: 1,
+  coldest: {{kind: evaluate, problems: problems, models: {{points: models/teacher, n: models/base}}, samples: 1,
             workers: 1, sampling: {{temperature: 0}}}}
 """
 
@@ -74,6 +74,9 @@ def test_the_command_compares_overall_and_by_family_and_difficulty(
     table = capsys.readouterr().out
     assert "McNemar's exact test" in table and f"protocol {found['protocol']} of evaluate; " in table
     assert table.split("\n")[0].split()[3:5] == ["good", "bad"] and max(map(len, table.split("\n"))) <= 80
+    run_compare(evaluated, "coldest/n", "coldest/points", as_json=False)
+    titles = capsys.readouterr().out.split("\n")[0].split()
+    assert titles[2:6] == ["n", "coldest/n", "coldest/points", "points"]
 
 
 def test_the_scores_of_several_stages_are_told_apart(evaluated: tuple[Path, Path]) -> None:
@@ -97,7 +100,7 @@ def test_the_scores_of_several_stages_are_told_apart(evaluated: tuple[Path, Path
             {"greedy": True},
             "no greedy answers were sampled; set greedy: true in colder",
         ),
-        (("coldest/good", "coldest/bad"), {"greedy": True}, "at temperature 0, are greedy already; leave out --greedy"),
+        (("coldest/points", "coldest/n"), {"greedy": True}, "at temperature 0, are greedy already; leave out --greedy"),
     ],
 )
 def test_an_impossible_comparison_is_refused(

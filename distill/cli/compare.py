@@ -31,6 +31,9 @@ from pipeline.plan import plan
 from pipeline.workspace import Workspace
 
 
+COLUMNS = frozenset({"problems of", "n", "points", "95% interval", "better", "worse", "p"})
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A model in an evaluation."""
@@ -152,9 +155,10 @@ def _line(before: Sequence[Row], after: Sequence[Row]) -> dict[str, Any]:
 
 
 def _words(found: Mapping[str, Any]) -> str:
-    """A table that fits into 80 columns. The stage is part of a model's name only if there are two."""
+    """A table that fits into 80 columns. The stage is part of a model's name only if there are two, or if a column is
+    called like the model."""
     (of, before), (other, after) = (found[which].split("/", 1) for which in ("before", "after"))
-    if of != other:
+    if of != other or not COLUMNS.isdisjoint((before, after)):
         before, after = found["before"], found["after"]
     lines = [
         {
