@@ -216,6 +216,8 @@ WRITTEN = [
         ("2050", "The answer is about 2,050."), ("42", "Answer: Tom has 42 marbles."), ("42", 'The answer is "42".'),
         ("42", "**Final Answer:** The total is 42 apples."), ("12", r"\boxed{\text{Answer: } 12}"), ("12", "Die Antwort ist 12."), ("Mr. Smith", "The answer is Mr. Smith."),
         (r"\{2,-2\}", r"\boxed{\{x \mid x=2 \text{ or } x=-2\}}"), (r"\{x \mid x=2\}", r"\boxed{2}"),
+        ("12", "Given:\nA: 5 apples\nB: 7 apples\n\nTogether they have 12 apples."), ("42", "Q: 6*7?\n**A:** 42 apples"),
+        (r"2\sqrt{2}", "Let the points be\nA: (1,2)\nB: (3,4)\nThe distance is $2\\sqrt{2}$."),
         ("5", r"\boxed{5\text{ logs}}"), ("3", "The answer is 3 roots."), ("60 mph", "60 mph"),
         ("infinitely many", r"\boxed{\infty}"), (r"\begin{pmatrix}1\\2\\3\end{pmatrix}", r"\boxed{\vec{v}=[1,2,3]}"),
     )),

@@ -30,7 +30,6 @@ from pipeline.mistakes import nearest
 from pipeline.plan import plan
 from pipeline.workspace import Workspace
 
-
 COLUMNS = frozenset({"problems of", "n", "points", "95% interval", "better", "worse", "p"})
 
 

@@ -43,10 +43,11 @@ MARKER = re.compile(
     r"(?:\s{1,9}(?:therefore|thus|then|simply|just|indeed|clearly|equal to)\b,?)?[\s:*]*(?:is\b[\s:*]*)?"
     r"|(?:答案|答え|정답|ответ|réponse|respuesta|antwort|risposta|resposta)[\s*]{0,3}(?:(?:应该)?[是为选]|[は은는]|(?:est|es|ist|è|é)\b|[:：=])"
     r"[\s:：*]*"
-    r"|(?:^|(?<=\n))\**A:\**\s{1,9}(?=[-−$(*\d\\])",
+    r"|(?:^|(?<=\n))\**(?-i:A):\**\s{1,9}(?=[-−$(*\d\\][^\n]*\s*\Z)",
     re.IGNORECASE,
 )
-"""What comes before a stated answer, in English and in short in other languages."""
+"""What comes before a stated answer, in English and in short in other languages; "A:" only on the last line, because it
+is also what a point or an option is called."""
 VALUE = r"(?:[-−+]?\$?\(?[-−]?\.?\d|(?:\$|\*\*)(?=[^\s.,;:!?)*$])|\\[(\[a-z])"
 CORRECTION = re.compile(
     r"\b(?:wait|actually|no|correction|sorry|oops|i mean|scratch that|make that|just kidding|my mistake)\b[\s,:;.!—–-]*"
