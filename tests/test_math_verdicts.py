@@ -312,6 +312,9 @@ IN_WORDS = [
         "The answer is either $5$ or $6$.", "It is either $6$ or $5$.", "The answer is $5$ if x > 0, $6$ otherwise",
         "The answer is 5. But wait, that's wrong.", "The answer is 5. Hmm, no. Let me recompute: 3+3=6.",
         r"\boxed{x = 5 \text{ (extraneous)}}",
+        "The answer is half of 5, which is two and a half.", "The answer is twice 5, which is ten.",
+        "Answer: it is the square root of 5.", "Answer: x can be any value except 5", "Answer: It is divisible by 5.",
+        "So x can be any value except 5.",
     )),
 ]  # fmt: skip
 """Sentences: the words beside a number deny it, change it, or are its unit."""

@@ -74,6 +74,8 @@ NEGATION = re.compile(r"\bnot\b|n['’]t\b", re.IGNORECASE)
 DENIED = re.compile(
     r"(?:\b(?:not|no|never|neither|nor|cannot|hardly|wrong|incorrect|doubt|than|between|above|below|exceeds?"
     r"|at least|at most)\b|n['’]t\b)[^\d.,;:!?\n]{0,40}$|\b(?:negative|minus)\s$"
+    r"|\b(?:(?:half|thirds?|quarters?|root|multiples?)\sof|(?:twice|double|triple)(?:\sas\s(?:many|much)\sas)?"
+    r"|except|besides|divisible\sby|divided\sby)\s(?:the\s)?$"
     r"|(?<![\w.])\d[\d.,]*[$)\]\\]*(?:\s?[A-Za-z%]{1,12})?\s(?:to|and|or|nor)\s$",
     re.IGNORECASE,
 )
