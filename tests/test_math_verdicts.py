@@ -273,6 +273,11 @@ FOOLING = [
         )
     ),
     ("42", "The answer is 42. Just kidding, it is 43.", INCORRECT),
+    *(
+        ("No", said, UNVERIFIABLE)
+        for said in ("No one knows.", r"\boxed{\text{no more than 5}}", "The answer is no solution.")
+    ),
+    ("No", "No it is not prime.", CORRECT),
     ("No", "\\boxed{\\text{No}} is what I thought.\nNo, that is wrong.", UNVERIFIABLE),
     (r"\frac12", r"\boxed{\frac13 = \frac12}", UNVERIFIABLE),
     ("(8,-2)", r"\boxed{7 = (8,-2)}", UNVERIFIABLE),

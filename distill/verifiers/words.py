@@ -37,6 +37,10 @@ DECISIONS = frozenset({"yes", "no", "true", "false"})
 SAME_DECISION = frozenset(
     (one, other) for words in (("yes", "true", "y", "t"), ("no", "false", "n", "f")) for one in words for other in words
 )
+NO_OF = re.compile(
+    r"\W*no\s+(?!(?:and|as|because|but|for|he|i|in|it|or|she|since|so|that|the|there|they|this|we)\b)\w", re.IGNORECASE
+)
+"""A no that belongs to the word after it: "no one", "no more than 5"."""
 FILLERS = frozenset({"a", "an", "the", "it", "is", "its"})
 SAME_WORDS = {
     "none": "no solution", "no solutions": "no solution", "no real solution": "no solution",
@@ -116,6 +120,8 @@ def same_words(wanted: str, given: str, evidence: dict[str, Any]) -> Verdict:
         rest = [word for word in theirs[1:] if word not in ("or", "and")]
         if len(rest) == 1 and rest[0] in DECISIONS - {theirs[0]}:
             return Verdict.incorrect("two decisions", **evidence)
+        if NO_OF.match(unwrapped(given)):
+            return Verdict.unverifiable("a no that may be no decision", **evidence)
         theirs = theirs[:1]
     if ours == theirs:
         return Verdict.correct("the same words", **evidence)
