@@ -237,7 +237,7 @@ def test_a_pipeline_combines_puzzles_with_other_sources(tmp_path: Path) -> None:
 
 
 def test_ids_do_not_depend_on_the_process() -> None:
-    code = "from distill import puzzles; print([p.id for n in ('family_relationships', 'syllogism') for p in puzzles.make(n, {}, 0, 'train', 2)])"
+    code = "from distill.sources import puzzles; print([p.id for n in ('family_relationships', 'syllogism') for p in puzzles.make(n, {}, 0, 'train', 2)])"
     root = Path(__file__).parents[1]
     runs = [
         subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, cwd=root, capture_output=True, text=True, check=True)
