@@ -100,7 +100,7 @@ def sample(
 def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
     """The row of the table ``traces`` for a completion of a wish."""
     trace = trace_of(
-        completion, wish.problem.id, wish.sampling,
+        completion, wish.sampling,
         model=engine.model, engine=engine.name, sample_index=wish.sample_index, asked=wish.asked,
     )  # fmt: skip
     cut = completion.text if completion.finish in (Finish.LENGTH, Finish.STEP) else None
@@ -108,14 +108,13 @@ def row_of(wish: Wanted, completion: Completion, engine: Engine) -> Row:
 
 
 def trace_of(
-    completion: Completion, problem_id: str, sampling: Sampling, *,
+    completion: Completion, sampling: Sampling, *,
     model: str, engine: str, sample_index: int, asked: Asked,
 ) -> Trace:  # fmt: skip
     """Make a trace of a completion."""
     parts = response_of(completion)
     return Trace(
         key=completion.key,
-        problem_id=problem_id,
         model=model,
         engine=engine,
         sampling=sampling,

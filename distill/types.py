@@ -175,7 +175,6 @@ class Trace:
     """
 
     key: str
-    problem_id: str
     model: str
     engine: str
     sampling: Sampling

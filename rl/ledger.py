@@ -83,7 +83,7 @@ class Ledger:
         key = self._key(rollout)
         weights = f"{self._run}@{rollout.step - 1}"
         trace = trace_of(
-            completion, problem.id, self._sampling(rollout.step - 1),
+            completion, self._sampling(rollout.step - 1),
             model=weights, engine=self._engine, sample_index=rollout.index, asked=self._ask(problem),
         )  # fmt: skip
         verdicts: dict[str, Row] = {}  # by key: two components may share a verifier

@@ -37,7 +37,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 def trace(problem: Problem, index: int, thinking: str, answer: str, closed: bool = True) -> Trace:
     return Trace(
-        key=keys.trace_key(problem, "teacher", Sampling(), index), problem_id=problem.id, model="teacher", engine="test",
+        key=keys.trace_key(problem, "teacher", Sampling(), index), model="teacher", engine="test",
         sampling=Sampling(), sample_index=index, prompt=f"<user>{problem.prompt}", thinking=thinking, answer=answer,
         closed=closed, thinking_tokens=len(thinking), answer_tokens=len(answer), prompt_ids=(1,), token_ids=(2, 3),
         logprobs=None, finish=Finish.STOP if closed else Finish.LENGTH,

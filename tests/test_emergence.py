@@ -41,7 +41,7 @@ def _rollout(run: str, at: int, problem: Problem, sample: Sample) -> tuple[dict[
     step, thinking, answer = sample[0], *(text.replace("{right}", problem.reference) for text in sample[1:])
     key = keys.rollout_key(run, step, keys.problem_key(problem), at)
     trace = Trace(
-        key, problem.id, run, "transformers", Sampling(), at, problem.prompt, thinking, answer, True,
+        key, run, "transformers", Sampling(), at, problem.prompt, thinking, answer, True,
         10 * step, 2, (1,), (), None, Finish.STOP,
     )  # fmt: skip
     fact = {

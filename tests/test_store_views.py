@@ -22,7 +22,7 @@ RELICENSED = replace(PROBLEM, licence="CC0-1.0")
 
 def trace(index: int, tokens: int) -> Trace:
     return Trace(
-        key=keys.trace_key(PROBLEM, "teacher", Sampling(), index), problem_id=PROBLEM.id, model="teacher", engine="e",
+        key=keys.trace_key(PROBLEM, "teacher", Sampling(), index), model="teacher", engine="e",
         sampling=Sampling(), sample_index=index, prompt="2 + 2", thinking="", answer="4", closed=True,
         thinking_tokens=tokens, answer_tokens=0, prompt_ids=(), token_ids=(), logprobs=None, finish=Finish.STOP,
     )  # fmt: skip

@@ -82,7 +82,7 @@ class TraceColumns:
             return InputError(f"{where}: is {'empty' if response in (None, '') else 'not text'}")
         if not isinstance(flag, bool | None):
             return InputError(f"{where}: its flag in {self.flags!r} is {str(flag)[:40]!r}, neither true nor false")
-        parts = split_thinking(_usual(whole_letters(response), self.tags), opened=response.lstrip().startswith(OPEN))
+        parts = split_thinking(_usual(whole_letters(response), self.tags))
         return PublishedTrace(parts.thinking, parts.answer, parts.closed, flag=flag, cut=end in CUT)
 
     def read(self, row: Row) -> PublishedTrace:
@@ -129,8 +129,7 @@ def _conversation(row: Row, column: str, tags: Sequence[str]) -> PublishedTrace:
     (_, prompt), (_, response) = turns
     if not prompt.strip():
         raise InputError(f"{row.where}: column {column!r}: the question is empty")
-    response = _usual(response, tags)
-    parts = split_thinking(response, opened=response.lstrip().startswith(OPEN))
+    parts = split_thinking(_usual(response, tags))
     return PublishedTrace(parts.thinking, parts.answer, parts.closed, prompt, system or None)
 
 

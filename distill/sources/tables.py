@@ -91,9 +91,10 @@ def count(path: str | Path) -> int:
         with open(path, "rb") as file:
             return sum(1 for line in file if line.strip())
     if path.suffix == ".parquet" and path.is_file():
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with suppress(Exception):  # `read` reports what is wrong with the file
+        with suppress(OSError, pa.ArrowException):  # `read` reports what is wrong with the file
             return int(pq.ParquetFile(path).metadata.num_rows)
     return sum(1 for _ in read(path))
 

@@ -219,7 +219,6 @@ def _published(trace_key: str, problem_key: str, right: bool, settings: ImportSe
 def _trace(published: PublishedTrace, problem: Problem, model: str, sample_index: int) -> Trace:
     return Trace(
         key=keys.imported_key(problem, model, published.text),
-        problem_id=problem.id,
         model=model,
         engine="imported",
         sampling=Sampling(),

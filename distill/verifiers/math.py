@@ -23,7 +23,8 @@ Decisions on cases that could go either way:
   Only the question tells whether it means a hundredth, so 0.25 or 1/4 against 25% is `unverifiable`; 0.25 against 25
   is wrong. An ordinal (5th) against a number (5) is `unverifiable` too.
 - A decimal that rounds an exact value or cuts it off (0.33 for 1/3, 0.66 for 2/3) is `unverifiable`.
-- An answer that cannot be read is wrong, unless it has the reference in it, or exactly the reference's numbers.
+- An answer that cannot be read is wrong, unless it has the reference in it, or exactly the reference's numbers. Nor is
+  it wrong where the last number of a sentence was taken for it and the reference is another ("12 in 5 years").
 - A box is never correct if the words around it deny or retract it (`extract`); a later answer counts instead.
 - A reference that is one letter is read as a choice (`choice`). An unreadable reference never scores, nor do the
   placeholders that data sets use for a missing one (``proof``, ``not found``).
@@ -37,11 +38,12 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from distill.thinking import Response
 from distill.types import Outcome, Problem, Verdict
 from distill.verifiers import algebra, latex, normal, points, units, words
+from distill.verifiers.amounts import Evidence, rounds, same_number, same_short_unit
 from distill.verifiers.choice import WRITTEN, choose, letter
 from distill.verifiers.equality import Sameness
 from distill.verifiers.extract import NUMBER, PROSE, TAIL, Span, at_most, final_answer, last_box
@@ -63,7 +65,6 @@ SEVERAL = re.compile(r"[,;<>|]|\\(?:le|ge|ne|lt|gt|in|cup|pm|mp)(?![A-Za-z])|(?<
 UNSOLVED = re.compile(r"[-+]?\s?\d[\d.]*\s?\\?[A-Za-z]\w*|.*[A-Za-z)]\s?\^.*", re.DOTALL)
 ARROW = re.compile(r"(?:\\(?:implies|Rightarrow|Longrightarrow|iff|therefore)(?![A-Za-z])|=>)\s?")
 APPROXIMATELY = re.compile(r"\s?\\approx(?![A-Za-z])\s?")
-Evidence = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def by_text(reference: str, given: str, evidence: Evidence) -> Verdict | None:
     if verdict := words.same_time(wanted_text, given_text, evidence):
         return verdict
     wanted = read_number(reference)
-    if wanted is None and (verdict := _same_short_unit(reference, given, evidence)):
+    if wanted is None and (verdict := same_short_unit(reference, given, evidence)):
         return verdict
     if wanted is not None:
         number = read_number(words.in_signs(given), short_unit=True) or _right_side_number(given)
@@ -258,58 +259,6 @@ def _right_side_number(given: str) -> Number | None:
     claims = [claim for claim in latex.readings(left) if not points.variables(claim)] if number else []
     value = Node("number", (number.value,)) if number else None
     return None if value and any(same(claim, value) == Sameness.DIFFERENT for claim in claims) else number
-
-
-def same_number(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
-    evidence = evidence | {"method": "number"}
-    if wanted.unit and given.unit and wanted.unit != given.unit:
-        return _other_unit(wanted, given, evidence)
-    if wanted.value == given.value and (wanted.unit == units.POSITION) != (given.unit == units.POSITION):
-        return Verdict.unverifiable("equal only if a position is asked for", **evidence)
-    if wanted.value == given.value:
-        return Verdict.correct("the same number", **evidence)
-    if (
-        wanted.unit != given.unit
-        and "%" in (wanted.unit, given.unit)
-        and 100 in (_ratio(wanted, given), _ratio(given, wanted))
-    ):
-        return Verdict.unverifiable("equal only if the percent sign means a hundredth", **evidence)
-    if wanted.scale != given.scale and wanted.value * given.scale == given.value * wanted.scale:
-        return Verdict.unverifiable("equal only if the word after the number is a unit", **evidence)
-    if _rounded(wanted, given) or _rounded(given, wanted):
-        return Verdict.unverifiable("equal only to the decimals written", **evidence)
-    return Verdict.incorrect("a different number", **evidence)
-
-
-def _same_short_unit(reference: str, given: str, evidence: Evidence) -> Verdict | None:
-    """``5 m`` against 500 cm: a letter counts as a unit only if the other side has a unit of the same dimension."""
-    wanted, number = read_number(reference, short_unit=True), read_number(given)
-    if wanted is None or number is None or not number.unit:
-        return None
-    ours, theirs = units.quantity(wanted.unit), units.quantity(number.unit)
-    alike = ours and theirs and ours.dimension == theirs.dimension
-    return same_number(wanted, number, evidence) if alike else None
-
-
-def _ratio(one: Number, other: Number) -> Fraction:
-    return one.value / (other.value or 1)
-
-
-def _other_unit(wanted: Number, given: Number, evidence: Evidence) -> Verdict:
-    ours, theirs = units.quantity(wanted.unit), units.quantity(given.unit)
-    if ours and theirs and ours.dimension == theirs.dimension:
-        if wanted.value * ours.size == given.value * theirs.size:
-            return Verdict.correct("the same quantity in another unit", **evidence)
-        return Verdict.incorrect("a different quantity", **evidence)
-    return Verdict.unverifiable(f"the units differ: {' and '.join(sorted((wanted.unit, given.unit)))}", **evidence)
-
-
-def _rounded(exact: Number, decimal: Number) -> bool:
-    """Whether ``decimal`` is the fraction ``exact``, rounded or cut off."""
-    if exact.decimals is not None or decimal.decimals is None or decimal.decimals < 2:
-        return False
-    off = (exact.value - decimal.value) * 10**decimal.decimals * (1 if exact.value > 0 else -1)
-    return -1 <= 2 * off < 2
 
 
 def by_reading(reference: str, given: str, evidence: Evidence) -> tuple[Verdict | None, Evidence]:
@@ -379,7 +328,7 @@ def _is_rounded(exact: Node, text: str) -> bool:
         return False
     if value[0].value.imag or abs(value[0].value) > 1e12:
         return False
-    return _rounded(Number(Fraction(value[0].value.real), "", None), decimal)
+    return rounds(Number(Fraction(value[0].value.real), "", None), decimal)
 
 
 def _has_long_decimal(*texts: str) -> bool:

@@ -30,12 +30,12 @@ from distill.lacking import lacking
 from distill.modelspec import Model, StageOrName
 from distill.prm import files
 from distill.prompting import Prompting
-from distill.spending import Spending
 from distill.stages.common import (
     RewardModel,
     VerifierSpec,
     ask_of,
     members_present,
+    open_engine,
     protocol,
     resolved,
     sampler,
@@ -197,11 +197,11 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         for label, spec in settings.scorers.items()
     }
 
-    def open_engine() -> Engine:
+    def opening() -> Engine:
         engine = settings.engine
         if isinstance(engine, VllmOptions):
             engine = beside_models(engine, size_of(unloaded(scorers.values())))
-        return engines.open_engine(engine, model, context.note, Spending(store, context.name), context.stopping)
+        return open_engine(context, store, engine, model)
 
     return StoredWorld(
         store=store,
@@ -211,7 +211,7 @@ def _world(context: Context, settings: SearchSettings, store: Store) -> StoredWo
         sampling=settings.sampling.sampling(settings.seed),
         ask=ask_of(context, settings.prompting, settings.thinking, settings.problems),
         stop=STEPS[settings.step],
-        open_engine=None if settings.stored else open_engine,
+        open_engine=None if settings.stored else opening,
         scorers=scorers,
         rendered=settings.engine.kind != "openai",
         judges=verification.Judges(resolved(context, settings.verifier), context.hashes),
