@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import manifest as manifests
@@ -48,7 +49,7 @@ def run(
     done: dict[str, Done] = {}
     workspace.make()
     for spec in specs:
-        for name in (spec.name, *spec.stage.links):
+        for name in _links(spec):
             link_place(workspace.path / name)
     listener.begin([spec.name for spec in specs])
     for spec in specs:
@@ -137,7 +138,12 @@ def _link(spec: StageSpec, manifest: Manifest, workspace: Workspace) -> None:
     if manifest.artifact is None:
         return
     artifact = workspace.path / manifest.artifact
-    for target, name in [(artifact, spec.name), *((artifact / n, n) for n in spec.stage.links)]:
-        path = workspace.path / name
+    for name, file in _links(spec).items():
+        path, target = workspace.path / name, artifact / file
         if not (path.is_symlink() and path.resolve() == target.resolve()):
             link(target, link_place(path))
+
+
+def _links(spec: StageSpec) -> dict[str, str]:
+    """The links at the top of the workspace: name -> the file of the artifact that it leads to ("" for all of it)."""
+    return {spec.name: "", **{spec.name + Path(file).suffix: file for file in spec.stage.links}}

@@ -465,7 +465,7 @@ stages:
 """
 
 
-def run_bare(directory: Path, monkeypatch: pytest.MonkeyPatch, label: str = "mine") -> Path:
+def run_bare(directory: Path, monkeypatch: pytest.MonkeyPatch, label: str = "mine", more: str = "") -> Path:
     """One model that is always wrong, on problems without difficulties; nothing trained, nothing selected."""
     rows = [{"question": f"{HOSTILE} {i}", "answer": HOSTILE} for i in range(5)]
     (directory / "problems.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
@@ -475,7 +475,7 @@ def run_bare(directory: Path, monkeypatch: pytest.MonkeyPatch, label: str = "min
         return Completion(request.key, "", (1,), text, (), None, Finish.STOP, thinking_tokens=3, answer_tokens=2)
 
     monkeypatch.setattr(Authors, "_answer", answer)
-    return run_pipeline(directory, heldout=2, text=BARE.replace("{label}", label))
+    return run_pipeline(directory, heldout=2, text=BARE.replace("{label}", label) + more)
 
 
 def test_text_of_models_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,6 +504,13 @@ def test_without_selection_and_training_the_report_shows_the_rest(
     ids = Page(page).values("id")
     assert "h-funnel" not in ids and "h-accuracy" in ids
     assert report["mine"]["role"] == "other"
+
+
+def test_each_of_two_reports_has_a_page_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = run_bare(tmp_path, monkeypatch, more="  short: {{kind: report, evaluation: evaluate, examples: 0}}\n")
+    shown = [json.loads((workspace / f"{name}.json").read_text())["examples"]["problems"] for name in ("report", "short")]
+    assert shown[0] and not shown[1]
+    assert (workspace / "short.html").read_text() != (workspace / "report.html").read_text()
 
 
 def test_a_label_that_is_a_key_of_the_report_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

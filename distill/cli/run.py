@@ -117,8 +117,9 @@ def _summary(spec: PipelineSpec, done: Sequence[Done], seconds: float, log: bool
     ended = f"{len(done)} {noun} up to date in {spec.workspace} ({now} now, {all_told} in all)"
     display.say("")
     display.say(dated(ended) if log else ended)
-    if any(manifest.identity.kind == "report" for manifest, _ in done):
-        display.say(f"report: {spec.workspace / 'report.html'}")
+    for manifest, _ in done:
+        if manifest.identity.kind == "report":
+            display.say(f"report: {spec.workspace / manifest.stage}.html")
 
 
 def _scores(subjects: dict[str, Any]) -> list[dict[str, str]]:
