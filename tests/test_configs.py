@@ -120,3 +120,19 @@ def test_a_student_that_does_not_end_its_answers_does_not_stop_the_run(data: Pat
     spec = config.load(Path(__file__).parents[1] / "configs/gsm8k_embedded.yaml", catalog.stage)
     runner.run(spec, Workspace(spec.workspace, spec.seed), Listener(), lambda: False, ["sft"])
     assert (spec.workspace / "sft/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("stage", ["teacher: embedded:teacher", "kind: evaluate, models: {it: embedded:teacher}"])
+def test_equal_samples_are_refused_unless_an_endpoint_makes_them(tmp_path: Path, stage: str) -> None:
+    """A cold endpoint may well give several answers to one request; our own engines never do."""
+    path = tmp_path / "cold.yaml"
+    engine = "{kind: openai, base_url: 'http://localhost/v1'}"
+    text = "name: cold\nstages:\n  problems: {sources: [{family: calc, train: 1}]}\n"
+    text += "  generate: {problems: problems, %s, samples: %d, sampling: {temperature: 0}, engine: %s}\n"
+    for samples, kind, why in ((1, "transformers", None), (2, engine, None), (2, "transformers", "set samples: 1")):
+        path.write_text(text % (stage, samples, kind))
+        if why is None:
+            config.load(path, catalog.stage)
+        else:
+            with pytest.raises(InputError, match=why):
+                config.load(path, catalog.stage)

@@ -216,6 +216,12 @@ def check_thinking(thinking: ThinkingSettings | None, sampling: SamplingSettings
         )
 
 
+def check_samples(samples: int, sampling: SamplingSettings, options: Settings) -> None:
+    """ValueError if samples would all be one. An endpoint's may differ even at temperature 0."""
+    if samples > 1 and not sampling.temperature and not isinstance(options, OpenAIOptions):
+        raise ValueError(f"samples: all {samples} would be the same at sampling.temperature 0: set samples: 1")
+
+
 def check_model(name: str, options: Settings) -> None:
     """ValueError if the engine cannot have a model of that name. An endpoint may use any name."""
     if not isinstance(options, OpenAIOptions):

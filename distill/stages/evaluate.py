@@ -25,6 +25,7 @@ from distill.engines.options import (
     ThinkingSettings,
     TransformersOptions,
     check_model,
+    check_samples,
     check_thinking,
 )
 from distill.evaluation import comparison, scoring
@@ -91,6 +92,7 @@ class EvaluateSettings(Settings):
                 raise ValueError(f"models: {b!r} would be taken for a part of {a!r}; rename it")
         for name in self.models.values():
             check_model(name, self.engine)
+        check_samples(self.samples, self.sampling, self.engine)
         check_thinking(self.thinking, self.sampling)
         self._check_budgets()
         budget = self.thinking.thinking_budget() if self.thinking else None

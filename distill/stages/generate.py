@@ -24,6 +24,7 @@ from distill.engines.options import (
     Tokens,
     TransformersOptions,
     check_model,
+    check_samples,
     check_thinking,
 )
 from distill.generation import UNANSWERED, Wanted, request_of, wanted
@@ -66,6 +67,7 @@ class GenerateSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> GenerateSettings:
         check_model(self.teacher, self.engine)
+        check_samples(self.samples, self.sampling, self.engine)
         check_thinking(self.thinking, self.sampling)
         budget = self.thinking.thinking_budget() if self.thinking else None
         dialects.check_wished(self.engine, budget, begun=bool(self.prompting and self.prompting.prefill))
