@@ -149,7 +149,7 @@ class Stage:
     """``manifest -> why a whole output should be made again``, or None: for instance, a part of it failed and may
     succeed now. Asked when the next run is planned."""
     links: tuple[str, ...] = ()
-    """Files of the artifact that are also linked from the top of the workspace, by the stage's name and their suffix."""
+    """Files of the artifact that the top of the workspace links to, by the stage's name and their suffix."""
 
 
 def marked(value: Any, marker: type, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any, Any]]:
