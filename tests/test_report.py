@@ -508,7 +508,9 @@ def test_without_selection_and_training_the_report_shows_the_rest(
 
 def test_each_of_two_reports_has_a_page_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = run_bare(tmp_path, monkeypatch, more="  short: {{kind: report, evaluation: evaluate, examples: 0}}\n")
-    shown = [json.loads((workspace / f"{name}.json").read_text())["examples"]["problems"] for name in ("report", "short")]
+    shown = [
+        json.loads((workspace / f"{name}.json").read_text())["examples"]["problems"] for name in ("report", "short")
+    ]
     assert shown[0] and not shown[1]
     assert (workspace / "short.html").read_text() != (workspace / "report.html").read_text()
 
