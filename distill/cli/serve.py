@@ -37,10 +37,11 @@ def serve(
         raise InputError(f"{name}: an adapter cannot be served alone; a stage writes the merged model beside it")
     if directory_of(model.source) is None:
         hub.check_reachable(model.source, model.revision)
-    called = (name or Path(model.source).parent.name).removeprefix(STAGE)
+    called = (name or Path(model.source).parent.name).removeprefix(STAGE).removeprefix("embedded:")
     command = _vllm(model, called, more) if engine == "vllm" else _transformers(model)
     named = called if engine == "vllm" else command[-1]
-    print(f"{engine} serves {model.source} at http://{host}:{port}/v1 as model {named}", file=sys.stderr, flush=True)
+    at = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    print(f"{engine} serves {model.source} at {at} as model {named}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, *command, "--host", host, "--port", str(port), *more])
 
 
