@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter
@@ -70,13 +71,14 @@ def test_transient_failures_are_retried_and_nothing_else_is_sent_twice(
         "cut": [cut, reply("c")],
         "malformed": [malformed, status(200, "[]"), status(200, '{"error": {"message": "overloaded"}}'), reply("d")],
         "interrupted": [reply("half", finish="insufficient_system_resource"), reply("e")],
+        "aborted": [reply("half", finish="abort"), reply("f")],
     }
     plain = [f"plain {i}" for i in range(20)]
     prompts = [*server.scripts, *plain]
     made = sample(server, prompts, concurrency=4)
     assert set(made) == {f"key of {p}" for p in prompts}
-    assert [made[f"key of {p}"].text for p in server.scripts] == list("abcde")
-    tries = {"busy": 2, "broken": 3, "cut": 2, "malformed": 4, "interrupted": 2} | dict.fromkeys(plain, 1)
+    assert [made[f"key of {p}"].text for p in server.scripts] == list("abcdef")
+    tries = {"busy": 2, "broken": 3, "cut": 2, "malformed": 4, "interrupted": 2, "aborted": 2} | dict.fromkeys(plain, 1)
     assert server.asked == Counter(tries)
     assert {auth for auth, _ in server.seen} == {f"Bearer {KEY}"}
     assert KEY not in caplog.text
@@ -119,6 +121,30 @@ def test_thinking_is_read_under_both_field_names_and_put_in_tags(server: Server)
     assert sum("estimated" in note for note in notes) == 1
 
 
+@pytest.mark.parametrize("count", [0, None, -1, 2**40])
+def test_a_count_that_cannot_be_right_is_estimated_and_costs_the_most(server: Server, count: int | None) -> None:
+    """Such a count would not fit into a row, or a cap would be without effect."""
+    server.scripts = {"p": [reply("a word or two", usage={"prompt_tokens": 3, "completion_tokens": count})]}
+    made = sample(server, ["p"], price_output=Decimal(10_000))["key of p"]
+    assert (made.tokens, made.prompt_tokens, made.cost) == (4, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "left", ["", "<think>\n\n</think>\n\n", "<think>\ntwo and two\n</think>\n\n", "\n</think>\n\n"]
+)
+def test_thinking_that_is_split_off_and_left_in_the_answer_too_counts_once(server: Server, left: str) -> None:
+    pieces = [{"reasoning_content": "two and two"}, *({"content": letter} for letter in f"{left}4")]
+    server.scripts = {"whole": [reply(f"{left}4", reasoning="two and two")], "stream": [streamed(*pieces)]}
+    found = sample(server, ["whole", "stream"])
+    assert {c.text for c in found.values()} == {"<think>\ntwo and two\n</think>\n\n4"}
+
+
+def test_thinking_that_begins_again_in_the_answer_is_kept(server: Server) -> None:
+    server.scripts = {"p": [reply("<think>\nNo.\n</think>\n\n5", reasoning="two and two")]}
+    text = sample(server, ["p"])["key of p"].text
+    assert text == "<think>\ntwo and two\n</think>\n\n<think>\nNo.\n</think>\n\n5"
+
+
 def test_thinking_among_the_parts_of_a_content_is_read(server: Server) -> None:
     """Mistral's reasoning models: the parts may be nested, and a stream's pieces are lists or text."""
     inner = [{"type": "text", "text": "2 "}, {"type": "text", "text": "+ 2"}]
@@ -133,16 +159,20 @@ def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> N
     server.scripts = {
         "stop": [reply("x")],
         "length": [reply("x", finish="length")],
+        "context full": [reply("x", finish="model_length")],
         "filtered": [reply("", finish="content_filter")],
         "refused": [reply(None, refusal="I will not")],
         "filtered before": [status(400, '{"error": {"code": "content_filter"}}')],
+        "by OpenAI": [status(400, '{"error": {"message": "Invalid prompt: ...", "code": "invalid_prompt"}}')],
+        "by DeepSeek": [status(400, '{"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}')],
+        "by DashScope": [status(400, '{"error": {"code": "data_inspection_failed"}}')],
         "empty": [reply("  ")],
         "null": [reply(None)],
     }
     made = sample(server, list(server.scripts))
     found = [made[f"key of {p}"].finish for p in server.scripts]
     refused, empty = Finish.REFUSED, Finish.EMPTY
-    assert found == [Finish.STOP, Finish.LENGTH, refused, refused, refused, empty, empty]
+    assert found == [Finish.STOP, Finish.LENGTH, Finish.LENGTH, *[refused] * 6, empty, empty]
 
 
 def test_the_cap_is_never_exceeded_and_finished_responses_are_yielded(server: Server) -> None:
@@ -211,6 +241,49 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
 
 
+def test_a_redirect_or_a_missing_path_is_explained(server: Server) -> None:
+    server.scripts = {
+        "moved": [status(308, "", Location="https://api.example.com/v2/chat/completions")],
+        "no path": [status(404, "Not Found")],
+    }
+    with pytest.raises(InputError, match=r"redirects the call to https://api.example.com/v2/.* set base_url"):
+        sample(server, ["moved"])
+    engine = opened(server.url.removesuffix("/v1"))
+    with pytest.raises(InputError, match=r"Not Found; most servers have their API at base_url http\(s\)://host/v1"):
+        list(engine.generate([request("no path")]))
+    engine.close()
+
+
+@pytest.mark.parametrize("named", [str, "http://{}".format], ids=["host and port", "address"])
+def test_a_proxy_is_used(server: Server, monkeypatch: pytest.MonkeyPatch, named: Callable[[str], str]) -> None:
+    monkeypatch.setenv("http_proxy", named(server.url.removeprefix("http://").removesuffix("/v1")))
+    monkeypatch.delenv("no_proxy", raising=False)
+    engine = opened("http://model.invalid/v1")
+    (made,) = engine.generate([request("p")])
+    engine.close()
+    assert made.text == "4"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("http_proxy", "http://me:hunter2@host:port", "http_proxy is no address of the form http://host:port"),
+        ("http_proxy", "ftp://hunter2", "http_proxy is no address"),
+        ("all_proxy", "socks5://me:hunter2@host:1080", "all_proxy needs the package socksio"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(InputError, match=said) as caught:
+        opened("http://model.invalid/v1")
+    assert "hunter2" not in str(caught.value)
+
+
 def test_a_long_retry_after_stops_the_run_resumably(server: Server) -> None:
     server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
     engine = opened(server.url)
@@ -266,6 +339,7 @@ def test_retry_after_and_pauses_are_functions_of_their_arguments() -> None:
     assert pacing.pause("k", 3, None) == pacing.pause("k", 3, None)
     assert pacing.pause("k", 100, None) <= pacing.LONGEST_PAUSE
     assert pacing.pause("k", 0, 7.0) == 7.0
+    assert pacing.pause("k", 3, 0.0) == pacing.pause("k", 3, 1e-9) == pacing.pause("k", 3, None) > 0
 
 
 def test_the_prompt_bound_covers_any_tokenizer() -> None:

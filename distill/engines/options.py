@@ -84,14 +84,23 @@ Money = Annotated[Decimal, BeforeValidator(_exact), Field(allow_inf_nan=False)]
 Price = Annotated[Money, Field(ge=0), AfterValidator(_fine)]
 
 
+CHAT_PATH = "/chat/completions"
+
+
 def _address(url: str) -> str:
     """``http(s)://host/path`` without a trailing slash. Refused values are not repeated: they may hold a password."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url := url.strip())
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        usable = False
+    if not usable:
         raise ValueError("expected http(s)://host/path")
-    if parts.username or parts.password or parts.query:
-        raise ValueError(f"(host {parts.hostname}) must hold no user, password or query; key_from is for keys")
-    return url.rstrip("/")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"(host {parts.hostname}) must hold no user, password, query or #; key_from is for keys")
+    if (url := url.rstrip("/")).endswith(CHAT_PATH):
+        raise ValueError(f"leave out {CHAT_PATH}, which is added for each call")
+    return url
 
 
 def _variable(name: str) -> str:
