@@ -22,7 +22,7 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING
 
 from distill.engines import chat, early_exit, pacing
-from distill.engines.base import SoFar, Stopping, never
+from distill.engines.base import PromptTooLong, SoFar, Stopping, never
 from distill.engines.calls import Call, CallEnd, CallLog, part_key
 from distill.engines.chat import Reply
 from distill.engines.concurrency import Concurrency
@@ -227,19 +227,20 @@ class OpenAIEngine:
         return chat.completion(request, parts)
 
     async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
-        """The reply to a call; a cut one if the prefix leaves no room in the model's context.
+        """The reply to a call; a cut one if the prefix leaves no room in the model's context. If the prompt itself
+        leaves none, raises `PromptTooLong`.
 
         A refusal does not tell whether ``max_tokens`` alone is too large, so the call is tried with one token."""
         try:
             return await self._reply(line, request, part_key(request.key, part))
         except ContextFull:
-            if not request.prefix:
-                raise
             try:
                 one = replace(request, sampling=replace(request.sampling, max_tokens=1))
                 await self._reply(line, one, part_key(request.key, ONE_TOKEN + part))
-            except ContextFull:
-                return chat.cut_off()
+            except ContextFull as error:
+                if request.prefix:
+                    return chat.cut_off()
+                raise PromptTooLong(request.key, str(error)) from None
             raise
 
     async def _reply(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
@@ -262,9 +263,8 @@ class OpenAIEngine:
             self._retries += 1
             await asyncio.sleep(self._pause(request, attempt, last))
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
-        raise PipelineError(
-            f"{self.url}: {last} ({tries}); what was made is kept; run the same command again to continue"
-        )
+        kept = "; what was made is kept; run the same command again to continue" if self._calls.durable else ""
+        raise PipelineError(f"{self.url}: {last} ({tries}){kept}")
 
     def _pause(self, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
@@ -334,15 +334,16 @@ class OpenAIEngine:
     def _cap(self, most: Bill) -> CapReached:
         """The error that names the cap that is reached, and the setting that raises it."""
         budget, spent = self._budget, self.spent
+        where = f"{self.url}, model {self._endpoint.model}"  # a stage's teacher and its judge have a cap each
         earlier = " in all runs of this stage" if self._calls.spent.total_tokens else ""
         if budget.cost is not None and spent.cost + most.cost > budget.cost:
             return CapReached(
-                f"the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next call may "
-                f"cost {money(most.cost)}; what was made is kept; raise max_cost to continue"
+                f"{where}: the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next "
+                f"call may cost {money(most.cost)}; what was made is kept; raise max_cost to continue"
             )
         return CapReached(
-            f"the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next call may "
-            f"take {most.total_tokens:,}; what was made is kept; raise max_total_tokens to continue"
+            f"{where}: the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next "
+            f"call may take {most.total_tokens:,}; what was made is kept; raise max_total_tokens to continue"
         )
 
 
