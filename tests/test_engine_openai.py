@@ -241,6 +241,24 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
 
 
+def test_the_limit_is_sent_under_its_newer_name_where_a_server_asks_for_that(server: Server) -> None:
+    def azure(handler: Handler) -> None:
+        said = "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
+        (status(400, said) if "max_tokens" in handler.body else reply("4"))(handler)
+
+    server.otherwise = azure
+    made = sample(server, [f"p{i}" for i in range(8)], concurrency=4, retries=0)
+    assert len(made) == 8
+    assert sum("max_completion_tokens" in body for _, body in server.seen) == 8
+
+
+def test_the_message_of_an_error_is_shown_without_its_form(server: Server) -> None:
+    said = "No endpoints found\nfor tiny."
+    server.scripts = {"p": [status(404, json.dumps({"error": {"message": said, "code": 404}}))]}
+    with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
+        sample(server, ["p"])
+
+
 def test_a_redirect_or_a_missing_path_is_explained(server: Server) -> None:
     server.scripts = {
         "moved": [status(308, "", Location="https://api.example.com/v2/chat/completions")],

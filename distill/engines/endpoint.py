@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ REFUSALS = re.compile(
 which has no code for it."""
 CONTEXT = re.compile(r"context[ _]length|maximum model length", re.IGNORECASE)
 """Said by vLLM, SGLang, DeepSeek, Mistral and OpenAI where a prompt, its prefix and ``max_tokens`` are too long."""
+NEWER_LIMIT = "Use 'max_completion_tokens' instead"
+"""Said, with HTTP 400, of ``max_tokens``."""
 EVENTS = (b"data:", b"event:", b":")
 """How a stream of events begins, whatever type the server declares it to be."""
 LARGEST_REPLY = 2**28
@@ -144,7 +147,8 @@ class Endpoint:
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
         self._proxy = proxy_for(options.base_url)
         self._ssl_context: ssl.SSLContext | None = None  # slow to create
-        # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
+        # OpenAI's newer models take the limit under the newer name only, at Azure and behind gateways too (they say so,
+        # `NEWER_LIMIT`); all other servers know the older one.
         self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
 
     def line(self) -> httpx2.AsyncHTTPTransport:
@@ -160,10 +164,10 @@ class Endpoint:
         """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
         import httpx2
 
-        begun, options = time.monotonic(), self._options
+        begun, options, limit = time.monotonic(), self._options, self._limit_field
         try:
             async with asyncio.timeout(options.longest_call):
-                response = await line.handle_async_request(self._http_request(request))
+                response = await line.handle_async_request(self._http_request(request, limit))
                 try:
                     data = await self._read(response, progress, begun)
                 finally:
@@ -178,6 +182,9 @@ class Endpoint:
             raise TryAgain(f"the connection broke ({self._redacted(error)})", billed=True) from None
         except chat.Malformed as error:
             raise TryAgain(self._redacted(error), billed=True) from None
+        if response.status_code == 400 and limit == "max_tokens" and NEWER_LIMIT in data:
+            self._limit_field = "max_completion_tokens"
+            return await self.call(line, request, progress)
         if response.status_code != 200:
             return self._handle_status(request, response, self._redacted(data))
         try:
@@ -197,11 +204,11 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
-    def _http_request(self, request: Request) -> httpx2.Request:
+    def _http_request(self, request: Request, limit: str) -> httpx2.Request:
         import httpx2
 
         options = self._options
-        body = chat.body(request, self.model, self._dialect, self._limit_field, options.extra_body)
+        body = chat.body(request, self.model, self._dialect, limit, options.extra_body)
         if options.stream:
             body |= {"stream": True}
             if self._dialect.counts_when_asked:
@@ -273,4 +280,7 @@ class Endpoint:
 
 
 def _one_line(text: str) -> str:
+    """What a server says, in one line: the message of an error in OpenAI's form, or else the text."""
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        text = str(json.loads(text)["error"]["message"])
     return " ".join(text.split())[:200] or "nothing"
