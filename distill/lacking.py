@@ -55,8 +55,9 @@ def _missing(part: BaseModel) -> Iterator[str]:
         yield f"engine vllm: data_parallel: {part.data_parallel} processes are to sample on {there} cores; take fewer"
     try:
         if isinstance(part, OpenAIOptions):
-            checked_key(part, lambda text: None)
-            proxy_for(part.base_url)
+            for address in part.addresses:
+                checked_key(part.model_copy(update={"base_url": address}), lambda text: None)
+                proxy_for(address)
         for name in _models(part):
             modelspec.check_at_hand(name, loaded=isinstance(part, StudentSettings))
     except InputError as error:

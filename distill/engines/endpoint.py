@@ -100,7 +100,7 @@ def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
         )
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
-    if key and parts.scheme == "http" and not local:
+    if len(key) >= SECRET_LENGTH and parts.scheme == "http" and not local:
         note(f"{options.base_url}: the API key is sent unencrypted; use https")
     return key
 
