@@ -241,22 +241,37 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
 
 
-def test_the_limit_is_sent_under_its_newer_name_where_a_server_asks_for_that(server: Server) -> None:
-    def azure(handler: Handler) -> None:
-        said = "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
-        (status(400, said) if "max_tokens" in handler.body else reply("4"))(handler)
+REFUSED_FIELDS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "seed": 'Invalid JSON payload received. Unknown name "seed": Cannot find field.',
+}
 
-    server.otherwise = azure
-    made = sample(server, [f"p{i}" for i in range(8)], concurrency=4, retries=0)
-    assert len(made) == 8
-    assert sum("max_completion_tokens" in body for _, body in server.seen) == 8
+
+def test_a_field_that_a_server_refuses_is_sent_under_another_name_or_not_at_all(server: Server) -> None:
+    def strict(handler: Handler) -> None:
+        refused = next((said for name, said in REFUSED_FIELDS.items() if name in handler.body), None)
+        (status(400, refused) if refused else reply("4"))(handler)
+
+    server.otherwise = strict
+    made = sample(server, [f"p{i}" for i in range(8)], concurrency=1, retries=0)
+    assert len(made) == 8 and len(server.seen) == 10
+    assert {body.get("max_completion_tokens") for _, body in server.seen[2:]} == {100}
+
+
+def test_a_field_that_is_refused_whatever_its_name_is_told_once(server: Server) -> None:
+    server.otherwise = status(422, "seed: extra fields not permitted")
+    with pytest.raises(InputError, match="extra fields not permitted"):
+        sample(server, ["p"])
+    assert server.asked["p"] == 2
 
 
 def test_the_message_of_an_error_is_shown_without_its_form(server: Server) -> None:
     said = "No endpoints found\nfor tiny."
-    server.scripts = {"p": [status(404, json.dumps({"error": {"message": said, "code": 404}}))]}
-    with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
-        sample(server, ["p"])
+    error = {"error": {"message": said, "code": 404}}
+    server.scripts = {"one": [status(404, json.dumps(error))], "in a list": [status(404, json.dumps([error]))]}
+    for prompt in server.scripts:
+        with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
+            sample(server, [prompt])
 
 
 def test_a_redirect_or_a_missing_path_is_explained(server: Server) -> None:
@@ -304,10 +319,12 @@ def test_a_proxy_that_cannot_be_used_is_an_error_of_one_line(
 
 def test_a_long_retry_after_stops_the_run_resumably(server: Server) -> None:
     server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
-    engine = opened(server.url)
+    notes: list[str] = []
+    engine = opened(server.url, notes.append)
     with pytest.raises(Stopped, match="asks to wait 86400 seconds"):
         list(engine.generate([request("p")]))
     engine.close()
+    assert not notes  # no call was repeated
 
 
 def test_a_dripping_server_is_given_up_after_the_timeout(server: Server) -> None:

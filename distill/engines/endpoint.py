@@ -16,15 +16,15 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from distill.engines import chat, pacing
+from distill.engines import chat, dialects, pacing
 from distill.engines.chat import Reply
-from distill.engines.dialects import DIALECTS
+from distill.engines.dialects import DIALECTS, Dialect
 from distill.engines.options import CHAT_PATH, OpenAIOptions
 from distill.engines.prices import Bill, Prices
 from distill.engines.stream import DATA, Stream
@@ -56,8 +56,6 @@ REFUSALS = re.compile(
 which has no code for it."""
 CONTEXT = re.compile(r"context[ _]length|maximum model length", re.IGNORECASE)
 """Said by vLLM, SGLang, DeepSeek, Mistral and OpenAI where a prompt, its prefix and ``max_tokens`` are too long."""
-NEWER_LIMIT = "Use 'max_completion_tokens' instead"
-"""Said, with HTTP 400, of ``max_tokens``."""
 EVENTS = (b"data:", b"event:", b":")
 """How a stream of events begins, whatever type the server declares it to be."""
 LARGEST_REPLY = 2**28
@@ -147,9 +145,8 @@ class Endpoint:
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
         self._proxy = proxy_for(options.base_url)
         self._ssl_context: ssl.SSLContext | None = None  # slow to create
-        # OpenAI's newer models take the limit under the newer name only, at Azure and behind gateways too (they say so,
-        # `NEWER_LIMIT`); all other servers know the older one.
-        self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
+        if host == "api.openai.com":
+            self._dialect = replace(self._dialect, limit_field="max_completion_tokens")
 
     def line(self) -> httpx2.AsyncHTTPTransport:
         """A connection for one caller. Each has its own, as a pool searches all of its connections on every call. A
@@ -164,10 +161,10 @@ class Endpoint:
         """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
         import httpx2
 
-        begun, options, limit = time.monotonic(), self._options, self._limit_field
+        begun, options, dialect = time.monotonic(), self._options, self._dialect
         try:
             async with asyncio.timeout(options.longest_call):
-                response = await line.handle_async_request(self._http_request(request, limit))
+                response = await line.handle_async_request(self._http_request(request, dialect))
                 try:
                     data = await self._read(response, progress, begun)
                 finally:
@@ -182,8 +179,8 @@ class Endpoint:
             raise TryAgain(f"the connection broke ({self._redacted(error)})", billed=True) from None
         except chat.Malformed as error:
             raise TryAgain(self._redacted(error), billed=True) from None
-        if response.status_code == 400 and limit == "max_tokens" and NEWER_LIMIT in data:
-            self._limit_field = "max_completion_tokens"
+        if response.status_code in (400, 422) and (other := dialects.adapted(dialect, data)):
+            self._dialect = other
             return await self.call(line, request, progress)
         if response.status_code != 200:
             return self._handle_status(request, response, self._redacted(data))
@@ -204,14 +201,14 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
-    def _http_request(self, request: Request, limit: str) -> httpx2.Request:
+    def _http_request(self, request: Request, dialect: Dialect) -> httpx2.Request:
         import httpx2
 
         options = self._options
-        body = chat.body(request, self.model, self._dialect, limit, options.extra_body)
+        body = chat.body(request, self.model, dialect, options.extra_body)
         if options.stream:
             body |= {"stream": True}
-            if self._dialect.counts_when_asked:
+            if dialect.counts_when_asked:
                 body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
@@ -282,5 +279,6 @@ class Endpoint:
 def _one_line(text: str) -> str:
     """What a server says, in one line: the message of an error in OpenAI's form, or else the text."""
     with suppress(ValueError, LookupError, TypeError, RecursionError):
-        text = str(json.loads(text)["error"]["message"])
+        data = json.loads(text)
+        text = str((data[0] if isinstance(data, list) else data)["error"]["message"])  # Gemini sends a list
     return " ".join(text.split())[:200] or "nothing"

@@ -260,8 +260,9 @@ class OpenAIEngine:
             attempt += not (last.too_much and not last.billed and self._answers > answers)
             if attempt > self._options.retries:
                 break
+            wait = self._pause(request, attempt, last)
             self._retries += 1
-            await asyncio.sleep(self._pause(request, attempt, last))
+            await asyncio.sleep(wait)
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
         kept = "; what was made is kept; run the same command again to continue" if self._calls.durable else ""
         raise PipelineError(f"{self.url}: {last} ({tries}){kept}")
