@@ -297,6 +297,17 @@ def test_a_proxy_is_used(server: Server, monkeypatch: pytest.MonkeyPatch, named:
     assert made.text == "4"
 
 
+def test_a_call_that_a_proxy_refuses_costs_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's server knows no CONNECT."""
+    monkeypatch.setenv("https_proxy", server.url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    engine = opened("https://model.invalid/v1", price_output=Decimal(1), retries=1)
+    with pytest.raises(PipelineError, match=r"cannot be reached \(501 Unsupported method"):
+        list(engine.generate([request("p")]))
+    engine.close()
+    assert engine.spent.cost == 0
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [

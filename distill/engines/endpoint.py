@@ -169,7 +169,7 @@ class Endpoint:
                     data = await self._read(response, progress, begun)
                 finally:
                     await response.aclose()
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise TryAgain(f"cannot be reached ({self._redacted(error)})") from None
         except httpx2.TimeoutException:
             raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
