@@ -165,6 +165,7 @@ def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> N
         "filtered before": [status(400, '{"error": {"code": "content_filter"}}')],
         "by OpenAI": [status(400, '{"error": {"message": "Invalid prompt: ...", "code": "invalid_prompt"}}')],
         "by DeepSeek": [status(400, '{"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}')],
+        "by OpenRouter": [status(403, '{"error": {"code": 403, "metadata": {"flagged_input": "..."}}}')],
         "by DashScope": [status(400, '{"error": {"code": "data_inspection_failed"}}')],
         "empty": [reply("  ")],
         "null": [reply(None)],
@@ -172,7 +173,7 @@ def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> N
     made = sample(server, list(server.scripts))
     found = [made[f"key of {p}"].finish for p in server.scripts]
     refused, empty = Finish.REFUSED, Finish.EMPTY
-    assert found == [Finish.STOP, Finish.LENGTH, Finish.LENGTH, *[refused] * 6, empty, empty]
+    assert found == [Finish.STOP, Finish.LENGTH, Finish.LENGTH, *[refused] * 7, empty, empty]
 
 
 def test_the_cap_is_never_exceeded_and_finished_responses_are_yielded(server: Server) -> None:
@@ -239,6 +240,7 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
         list(engine.generate([request("p")]))
     engine.close()
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
+    assert str(caught.value).endswith({401: "(HTTP 401)", 403: "(HTTP 403), or the call: bad key [key]"}[code])
 
 
 REFUSED_FIELDS = {
@@ -267,11 +269,15 @@ def test_a_field_that_is_refused_whatever_its_name_is_told_once(server: Server) 
 
 def test_the_message_of_an_error_is_shown_without_its_form(server: Server) -> None:
     said = "No endpoints found\nfor tiny."
-    error = {"error": {"message": said, "code": 404}}
+    error: dict[str, dict[str, Any]] = {"error": {"message": said, "code": 404}}
     server.scripts = {"one": [status(404, json.dumps(error))], "in a list": [status(404, json.dumps([error]))]}
     for prompt in server.scripts:
         with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
             sample(server, [prompt])
+    error["error"] |= {"message": "Provider returned error", "metadata": {"raw": "no such voice"}}
+    server.scripts["quoted"] = [status(404, json.dumps(error))]
+    with pytest.raises(InputError, match="no such voice"):
+        sample(server, ["quoted"])
 
 
 def test_a_redirect_or_a_missing_path_is_explained(server: Server) -> None:

@@ -50,10 +50,11 @@ HEADERS = {
     "Accept-Encoding": "identity",
 }
 REFUSALS = re.compile(
-    "content_filter|content_policy_violation|invalid_prompt|data_inspection_failed|content exists risk", re.IGNORECASE
+    "content_filter|content_policy_violation|invalid_prompt|data_inspection_failed|content exists risk|flagged_input",
+    re.IGNORECASE,
 )
-"""Said, with HTTP 400, of a prompt that a content filter refuses: by Azure and OpenAI, by DashScope, and by DeepSeek,
-which has no code for it."""
+"""Said, with HTTP 400 or 403, of a prompt that a content filter refuses: by Azure and OpenAI, by DashScope, by DeepSeek
+(which has no code for it), and by OpenRouter."""
 CONTEXT = re.compile(r"context[ _]length|maximum model length", re.IGNORECASE)
 """Said by vLLM, SGLang, DeepSeek, Mistral and OpenAI where a prompt, its prefix and ``max_tokens`` are too long."""
 EVENTS = (b"data:", b"event:", b":")
@@ -248,11 +249,13 @@ class Endpoint:
         if status in PASSING or status >= 500:
             wait = pacing.retry_after(response.headers.get("retry-after"))
             raise TryAgain(f"answers HTTP {status}: {reason}", retry_after=wait, too_much=status in TOO_MUCH)
-        if status in (401, 403):  # what the server says here may quote parts of the key
-            what = "refuses the key in" if self._key else "asks for a key; put it into"
-            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
-        if status == 400 and REFUSALS.search(text):
+        if status in (400, 403) and REFUSALS.search(text):
             return chat.refused(request)
+        if status in (401, 403):
+            what = "refuses the key in" if self._key else "asks for a key; put it into"
+            # With 401 it may quote parts of the key; with 403 the reason is often another one, such as the region.
+            said = f", or the call: {reason}" if status == 403 else ""
+            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status}){said}")
         if address := response.headers.get("location"):
             where = _one_line(self._redacted(address))
             raise InputError(f"{self.url}: redirects the call to {where} (HTTP {status}); set base_url accordingly")
@@ -280,5 +283,7 @@ def _one_line(text: str) -> str:
     """What a server says, in one line: the message of an error in OpenAI's form, or else the text."""
     with suppress(ValueError, LookupError, TypeError, RecursionError):
         data = json.loads(text)
-        text = str((data[0] if isinstance(data, list) else data)["error"]["message"])  # Gemini sends a list
+        error = (data[0] if isinstance(data, list) else data)["error"]  # Gemini sends a list
+        if "metadata" not in error:  # in there, OpenRouter quotes what the provider said
+            text = str(error["message"])
     return " ".join(text.split())[:200] or "nothing"
