@@ -104,13 +104,14 @@ def test_thinking_is_read_under_both_field_names_and_put_in_tags(server: Server)
         "new": [reply("4", reasoning="two and two", usage=details)],
         "old": [reply("4", reasoning_content="two and two")],
         "inside the text": [reply("<think>\ntwo and two\n</think>\n\n4")],
+        "with its tags": [reply("4", reasoning="<think>\ntwo and two\n</think>")],
         "cut off": [reply(None, finish="length", reasoning="two and", usage=zero)],
         "no thinking": [reply("4")],
         "no usage": [reply("a word or two", usage={})],
     }
     notes: list[str] = []
     made = sample(server, list(server.scripts), note=notes.append)
-    for name in ("new", "old", "inside the text"):
+    for name in ("new", "old", "inside the text", "with its tags"):
         assert made[f"key of {name}"].text == "<think>\ntwo and two\n</think>\n\n4"
     new, old, off = made["key of new"], made["key of old"], made["key of cut off"]
     assert (new.thinking_tokens, new.answer_tokens, new.tokens, new.prompt_tokens) == (40, 10, 50, 3)
@@ -240,7 +241,7 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
         list(engine.generate([request("p")]))
     engine.close()
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
-    assert str(caught.value).endswith({401: "(HTTP 401)", 403: "(HTTP 403), or the call: bad key [key]"}[code])
+    assert str(caught.value).endswith({401: "(HTTP 401)", 403: "(HTTP 403): bad key [key]"}[code])
 
 
 REFUSED_FIELDS = {

@@ -121,10 +121,10 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
 
 
 def untagged(thinking: str) -> str:
-    """The thinking that a server has split off, without an opening tag. vLLM 0.32 leaves one there while streaming, if
-    the tag and other tokens come in one delta, as they do when it is busy."""
-    begun = thinking.lstrip()
-    return begun.removeprefix(OPEN).lstrip() if begun.startswith(OPEN) else thinking
+    """The thinking that a server has split off, without its tags. vLLM 0.32 leaves the opening one there while
+    streaming, if the tag and other tokens come in one delta, as they do when it is busy; some gateways leave both."""
+    inner = thinking.strip().removeprefix(OPEN).removesuffix(CLOSE)
+    return inner.strip() if inner != thinking.strip() else thinking
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:

@@ -254,7 +254,7 @@ class Endpoint:
         if status in (401, 403):
             what = "refuses the key in" if self._key else "asks for a key; put it into"
             # With 401 it may quote parts of the key; with 403 the reason is often another one, such as the region.
-            said = f", or the call: {reason}" if status == 403 else ""
+            said = f": {reason}" if status == 403 else ""
             raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status}){said}")
         if address := response.headers.get("location"):
             where = _one_line(self._redacted(address))
