@@ -219,21 +219,27 @@ class Endpoint:
 
     async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
         """The reply as parsed JSON, streamed or not; the plain text of an error."""
+        import httpx2
+
         kind = response.headers.get("content-type", "").lower()
         streamed = response.status_code == 200 and kind.startswith("text/event-stream")
         encoded = "content-encoding" in response.headers  # although we asked for none
         stream, pieces, size = Stream(), [], 0
         progress.stream = stream if streamed else None
-        async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
-            size += len(piece)
-            if size > LARGEST_REPLY:
-                raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
-            if not streamed:
-                pieces.append(piece)
-                continue
-            if progress.first is None and DATA in piece:
-                progress.first = time.monotonic() - begun
-            stream.feed(piece)
+        try:
+            async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
+                size += len(piece)
+                if size > LARGEST_REPLY:
+                    raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
+                if not streamed:
+                    pieces.append(piece)
+                    continue
+                if progress.first is None and DATA in piece:
+                    progress.first = time.monotonic() - begun
+                stream.feed(piece)
+        except httpx2.RequestError:
+            if not stream.ended:  # some servers hang up, or wait, after the last event
+                raise
         if streamed:
             return stream.reply()
         whole = b"".join(pieces)
