@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -430,3 +431,12 @@ def test_a_cap_keeps_what_was_paid_for(server: Server, tmp_path: Any) -> None:
     assert len(first) == sum(server.asked.values()) > 0
     truncation.make_whole(store, samples, lambda: opened(server.url), context)
     assert len(store.present("traces", [w.key for w in samples])) == 20 == sum(server.asked.values())
+
+
+def test_a_prompt_that_is_too_long_for_the_endpoint_is_named(server: Server, tmp_path: Path) -> None:
+    server.scripts = {"long": [status(400, "This model's maximum context length is 8 tokens.")]}
+    problems = [(name, Problem(f"p/{name}", name, "4", "exact", "test")) for name in ("short", "long")]
+    context: Any = SimpleNamespace(stopping=lambda: False, progress=lambda *args, **figures: None)
+    samples = generation.wanted(problems, "m", Sampling(max_tokens=100), 1)
+    with pytest.raises(InputError, match=r"^problem p/long: .*maximum context length"):
+        truncation.make_whole(Store(tmp_path), samples, lambda: opened(server.url), context)

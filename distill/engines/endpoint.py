@@ -181,7 +181,7 @@ class Endpoint:
         except chat.Malformed as error:
             raise TryAgain(self._redacted(error), billed=True) from None
         if response.status_code in (400, 422) and (other := dialects.adapted(dialect, data)):
-            self._dialect = other
+            self._dialect = other  # for this and all later calls
             return await self.call(line, request, progress)
         if response.status_code != 200:
             return self._handle_status(request, response, self._redacted(data))
