@@ -292,6 +292,21 @@ def test_a_stream_is_read_whatever_type_it_claims_to_be(server: Server, kind: st
     assert made.text == "4"
 
 
+@pytest.mark.parametrize("last", ["data: [DONE]", 'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}'])
+def test_a_stream_is_whole_if_the_server_hangs_up_after_its_last_event(server: Server, last: str) -> None:
+    """The last chunk of the body is missing."""
+
+    def act(handler: Handler) -> None:
+        handler.begin_events()
+        handler.event('data: {"choices": [{"delta": {"content": "4"}}]}')
+        handler.event(last)
+        handler.close_connection = True
+
+    server.scripts = {"p": [act]}
+    (made,) = sample(server, request("p"), retries=0)
+    assert (made.text, made.finish) == ("4", Finish.STOP)
+
+
 def test_a_key_in_a_stream_is_redacted(server: Server) -> None:
     server.scripts = {"p": [streamed({"reasoning": f"the key is {KEY[:9]}"}, {"reasoning": KEY[9:]}, {"content": KEY})]}
     (made,) = sample(server, request("p"))

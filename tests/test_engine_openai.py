@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -104,13 +105,14 @@ def test_thinking_is_read_under_both_field_names_and_put_in_tags(server: Server)
         "new": [reply("4", reasoning="two and two", usage=details)],
         "old": [reply("4", reasoning_content="two and two")],
         "inside the text": [reply("<think>\ntwo and two\n</think>\n\n4")],
+        "with its tags": [reply("4", reasoning="<think>\ntwo and two\n</think>")],
         "cut off": [reply(None, finish="length", reasoning="two and", usage=zero)],
         "no thinking": [reply("4")],
         "no usage": [reply("a word or two", usage={})],
     }
     notes: list[str] = []
     made = sample(server, list(server.scripts), note=notes.append)
-    for name in ("new", "old", "inside the text"):
+    for name in ("new", "old", "inside the text", "with its tags"):
         assert made[f"key of {name}"].text == "<think>\ntwo and two\n</think>\n\n4"
     new, old, off = made["key of new"], made["key of old"], made["key of cut off"]
     assert (new.thinking_tokens, new.answer_tokens, new.tokens, new.prompt_tokens) == (40, 10, 50, 3)
@@ -165,6 +167,7 @@ def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> N
         "filtered before": [status(400, '{"error": {"code": "content_filter"}}')],
         "by OpenAI": [status(400, '{"error": {"message": "Invalid prompt: ...", "code": "invalid_prompt"}}')],
         "by DeepSeek": [status(400, '{"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}')],
+        "by OpenRouter": [status(403, '{"error": {"code": 403, "metadata": {"flagged_input": "..."}}}')],
         "by DashScope": [status(400, '{"error": {"code": "data_inspection_failed"}}')],
         "empty": [reply("  ")],
         "null": [reply(None)],
@@ -172,7 +175,7 @@ def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> N
     made = sample(server, list(server.scripts))
     found = [made[f"key of {p}"].finish for p in server.scripts]
     refused, empty = Finish.REFUSED, Finish.EMPTY
-    assert found == [Finish.STOP, Finish.LENGTH, Finish.LENGTH, *[refused] * 6, empty, empty]
+    assert found == [Finish.STOP, Finish.LENGTH, Finish.LENGTH, *[refused] * 7, empty, empty]
 
 
 def test_the_cap_is_never_exceeded_and_finished_responses_are_yielded(server: Server) -> None:
@@ -239,24 +242,44 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
         list(engine.generate([request("p")]))
     engine.close()
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
+    assert str(caught.value).endswith({401: "(HTTP 401)", 403: "(HTTP 403): bad key [key]"}[code])
 
 
-def test_the_limit_is_sent_under_its_newer_name_where_a_server_asks_for_that(server: Server) -> None:
-    def azure(handler: Handler) -> None:
-        said = "Unsupported parameter: 'max_tokens' ... Use 'max_completion_tokens' instead."
-        (status(400, said) if "max_tokens" in handler.body else reply("4"))(handler)
+REFUSED_FIELDS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "seed": 'Invalid JSON payload received. Unknown name "seed": Cannot find field.',
+}
 
-    server.otherwise = azure
-    made = sample(server, [f"p{i}" for i in range(8)], concurrency=4, retries=0)
-    assert len(made) == 8
-    assert sum("max_completion_tokens" in body for _, body in server.seen) == 8
+
+def test_a_field_that_a_server_refuses_is_sent_under_another_name_or_not_at_all(server: Server) -> None:
+    def strict(handler: Handler) -> None:
+        refused = next((said for name, said in REFUSED_FIELDS.items() if name in handler.body), None)
+        (status(400, refused) if refused else reply("4"))(handler)
+
+    server.otherwise = strict
+    made = sample(server, [f"p{i}" for i in range(8)], concurrency=1, retries=0)
+    assert len(made) == 8 and len(server.seen) == 10
+    assert {body.get("max_completion_tokens") for _, body in server.seen[2:]} == {100}
+
+
+def test_a_field_that_is_refused_whatever_its_name_is_told_once(server: Server) -> None:
+    server.otherwise = status(422, "seed: extra fields not permitted")
+    with pytest.raises(InputError, match="extra fields not permitted"):
+        sample(server, ["p"])
+    assert server.asked["p"] == 2
 
 
 def test_the_message_of_an_error_is_shown_without_its_form(server: Server) -> None:
     said = "No endpoints found\nfor tiny."
-    server.scripts = {"p": [status(404, json.dumps({"error": {"message": said, "code": 404}}))]}
-    with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
-        sample(server, ["p"])
+    error: dict[str, dict[str, Any]] = {"error": {"message": said, "code": 404}}
+    server.scripts = {"one": [status(404, json.dumps(error))], "in a list": [status(404, json.dumps([error]))]}
+    for prompt in server.scripts:
+        with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
+            sample(server, [prompt])
+    error["error"] |= {"message": "Provider returned error", "metadata": {"raw": "no such voice"}}
+    server.scripts["quoted"] = [status(404, json.dumps(error))]
+    with pytest.raises(InputError, match="no such voice"):
+        sample(server, ["quoted"])
 
 
 def test_a_redirect_or_a_missing_path_is_explained(server: Server) -> None:
@@ -282,6 +305,17 @@ def test_a_proxy_is_used(server: Server, monkeypatch: pytest.MonkeyPatch, named:
     assert made.text == "4"
 
 
+def test_a_call_that_a_proxy_refuses_costs_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's server knows no CONNECT."""
+    monkeypatch.setenv("https_proxy", server.url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    engine = opened("https://model.invalid/v1", price_output=Decimal(1), retries=1)
+    with pytest.raises(PipelineError, match=r"cannot be reached \(501 Unsupported method"):
+        list(engine.generate([request("p")]))
+    engine.close()
+    assert engine.spent.cost == 0
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
@@ -304,10 +338,12 @@ def test_a_proxy_that_cannot_be_used_is_an_error_of_one_line(
 
 def test_a_long_retry_after_stops_the_run_resumably(server: Server) -> None:
     server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
-    engine = opened(server.url)
+    notes: list[str] = []
+    engine = opened(server.url, notes.append)
     with pytest.raises(Stopped, match="asks to wait 86400 seconds"):
         list(engine.generate([request("p")]))
     engine.close()
+    assert not notes  # no call was repeated
 
 
 def test_a_dripping_server_is_given_up_after_the_timeout(server: Server) -> None:
@@ -395,3 +431,12 @@ def test_a_cap_keeps_what_was_paid_for(server: Server, tmp_path: Any) -> None:
     assert len(first) == sum(server.asked.values()) > 0
     truncation.make_whole(store, samples, lambda: opened(server.url), context)
     assert len(store.present("traces", [w.key for w in samples])) == 20 == sum(server.asked.values())
+
+
+def test_a_prompt_that_is_too_long_for_the_endpoint_is_named(server: Server, tmp_path: Path) -> None:
+    server.scripts = {"long": [status(400, "This model's maximum context length is 8 tokens.")]}
+    problems = [(name, Problem(f"p/{name}", name, "4", "exact", "test")) for name in ("short", "long")]
+    context: Any = SimpleNamespace(stopping=lambda: False, progress=lambda *args, **figures: None)
+    samples = generation.wanted(problems, "m", Sampling(max_tokens=100), 1)
+    with pytest.raises(InputError, match=r"^problem p/long: .*maximum context length"):
+        truncation.make_whole(Store(tmp_path), samples, lambda: opened(server.url), context)

@@ -95,7 +95,9 @@ def test_it_says_at_which_address_and_by_which_name_requests_call_the_model(
     monkeypatch.setattr(serve.os, "execv", lambda path, words: None)
     Path("made/sft").mkdir(parents=True)
     Path("made/sft/model").symlink_to(modelspec.EMBEDDED / "student-base")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     serve.serve(name, QUICKSTART, Path("made"), engine, "::1", 8000, [])
+    assert Path("hub").is_dir() == (engine == "transformers")  # without it, GET /v1/models fails
     assert capsys.readouterr().err.endswith(f"at http://[::1]:8000/v1 as model {called}\n")
     engines.standing_model(called, OpenAIOptions(base_url="http://[::1]:8000/v1"), FileHashes())
 

@@ -16,6 +16,7 @@ from distill.cli import students
 from distill.engines.vllm_start import cpu_arguments
 from distill.modelspec import STAGE, Model, directory_of
 from pipeline.errors import InputError
+from pipeline.files import make_directory
 
 NEEDS = {"vllm": ("vllm",), "transformers": ("fastapi", "uvicorn", "openai")}
 """The packages of each server. The first server whose packages are all installed is the default."""
@@ -67,5 +68,6 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _transformers(model: Model) -> list[str]:
+    make_directory(hub.cache())  # its server lists the models in there, and answers 500 to GET /v1/models without it
     source = f"{model.source}@{model.revision}" if model.revision else model.source
     return ["-m", "transformers.cli.transformers", "serve", source]

@@ -55,7 +55,6 @@ def body(
     request: Request,
     model: str,
     dialect: Dialect,
-    limit_field: str = "max_tokens",
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The JSON body to post. Settings that change nothing are left out, since some endpoints refuse them."""
@@ -63,11 +62,12 @@ def body(
     content: dict[str, Any] = {
         "model": model,
         "messages": [dict(message) for message in request.messages],
-        limit_field: sampling.max_tokens,
+        dialect.limit_field: sampling.max_tokens,
         "temperature": sampling.temperature,
     }
     if sampling.temperature > 0:
-        content[dialect.seed_field] = seed_of(request)
+        if dialect.seed_field:
+            content[dialect.seed_field] = seed_of(request)
         if sampling.top_p < 1:
             content["top_p"] = sampling.top_p
         if sampling.top_k:
@@ -121,10 +121,10 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
 
 
 def untagged(thinking: str) -> str:
-    """The thinking that a server has split off, without an opening tag. vLLM 0.32 leaves one there while streaming, if
-    the tag and other tokens come in one delta, as they do when it is busy."""
-    begun = thinking.lstrip()
-    return begun.removeprefix(OPEN).lstrip() if begun.startswith(OPEN) else thinking
+    """The thinking that a server has split off, without its tags. vLLM 0.32 leaves the opening one there while
+    streaming, if the tag and other tokens come in one delta, as they do when it is busy; some gateways leave both."""
+    inner = thinking.strip().removeprefix(OPEN).removesuffix(CLOSE)
+    return inner.strip() if inner != thinking.strip() else thinking
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:

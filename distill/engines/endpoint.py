@@ -16,15 +16,15 @@ import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from distill.engines import chat, pacing
+from distill.engines import chat, dialects, pacing
 from distill.engines.chat import Reply
-from distill.engines.dialects import DIALECTS
+from distill.engines.dialects import DIALECTS, Dialect
 from distill.engines.options import CHAT_PATH, OpenAIOptions
 from distill.engines.prices import Bill, Prices
 from distill.engines.stream import DATA, Stream
@@ -50,14 +50,13 @@ HEADERS = {
     "Accept-Encoding": "identity",
 }
 REFUSALS = re.compile(
-    "content_filter|content_policy_violation|invalid_prompt|data_inspection_failed|content exists risk", re.IGNORECASE
+    "content_filter|content_policy_violation|invalid_prompt|data_inspection_failed|content exists risk|flagged_input",
+    re.IGNORECASE,
 )
-"""Said, with HTTP 400, of a prompt that a content filter refuses: by Azure and OpenAI, by DashScope, and by DeepSeek,
-which has no code for it."""
+"""Said, with HTTP 400 or 403, of a prompt that a content filter refuses: by Azure and OpenAI, by DashScope, by DeepSeek
+(which has no code for it), and by OpenRouter."""
 CONTEXT = re.compile(r"context[ _]length|maximum model length", re.IGNORECASE)
 """Said by vLLM, SGLang, DeepSeek, Mistral and OpenAI where a prompt, its prefix and ``max_tokens`` are too long."""
-NEWER_LIMIT = "Use 'max_completion_tokens' instead"
-"""Said, with HTTP 400, of ``max_tokens``."""
 EVENTS = (b"data:", b"event:", b":")
 """How a stream of events begins, whatever type the server declares it to be."""
 LARGEST_REPLY = 2**28
@@ -147,9 +146,8 @@ class Endpoint:
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
         self._proxy = proxy_for(options.base_url)
         self._ssl_context: ssl.SSLContext | None = None  # slow to create
-        # OpenAI's newer models take the limit under the newer name only, at Azure and behind gateways too (they say so,
-        # `NEWER_LIMIT`); all other servers know the older one.
-        self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
+        if host == "api.openai.com":
+            self._dialect = replace(self._dialect, limit_field="max_completion_tokens")
 
     def line(self) -> httpx2.AsyncHTTPTransport:
         """A connection for one caller. Each has its own, as a pool searches all of its connections on every call. A
@@ -164,15 +162,15 @@ class Endpoint:
         """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
         import httpx2
 
-        begun, options, limit = time.monotonic(), self._options, self._limit_field
+        begun, options, dialect = time.monotonic(), self._options, self._dialect
         try:
             async with asyncio.timeout(options.longest_call):
-                response = await line.handle_async_request(self._http_request(request, limit))
+                response = await line.handle_async_request(self._http_request(request, dialect))
                 try:
                     data = await self._read(response, progress, begun)
                 finally:
                     await response.aclose()
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise TryAgain(f"cannot be reached ({self._redacted(error)})") from None
         except httpx2.TimeoutException:
             raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
@@ -182,8 +180,8 @@ class Endpoint:
             raise TryAgain(f"the connection broke ({self._redacted(error)})", billed=True) from None
         except chat.Malformed as error:
             raise TryAgain(self._redacted(error), billed=True) from None
-        if response.status_code == 400 and limit == "max_tokens" and NEWER_LIMIT in data:
-            self._limit_field = "max_completion_tokens"
+        if response.status_code in (400, 422) and (other := dialects.adapted(dialect, data)):
+            self._dialect = other  # for this and all later calls
             return await self.call(line, request, progress)
         if response.status_code != 200:
             return self._handle_status(request, response, self._redacted(data))
@@ -204,14 +202,14 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
-    def _http_request(self, request: Request, limit: str) -> httpx2.Request:
+    def _http_request(self, request: Request, dialect: Dialect) -> httpx2.Request:
         import httpx2
 
         options = self._options
-        body = chat.body(request, self.model, self._dialect, limit, options.extra_body)
+        body = chat.body(request, self.model, dialect, options.extra_body)
         if options.stream:
             body |= {"stream": True}
-            if self._dialect.counts_when_asked:
+            if dialect.counts_when_asked:
                 body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
@@ -221,21 +219,27 @@ class Endpoint:
 
     async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
         """The reply as parsed JSON, streamed or not; the plain text of an error."""
+        import httpx2
+
         kind = response.headers.get("content-type", "").lower()
         streamed = response.status_code == 200 and kind.startswith("text/event-stream")
         encoded = "content-encoding" in response.headers  # although we asked for none
         stream, pieces, size = Stream(), [], 0
         progress.stream = stream if streamed else None
-        async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
-            size += len(piece)
-            if size > LARGEST_REPLY:
-                raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
-            if not streamed:
-                pieces.append(piece)
-                continue
-            if progress.first is None and DATA in piece:
-                progress.first = time.monotonic() - begun
-            stream.feed(piece)
+        try:
+            async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
+                size += len(piece)
+                if size > LARGEST_REPLY:
+                    raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
+                if not streamed:
+                    pieces.append(piece)
+                    continue
+                if progress.first is None and DATA in piece:
+                    progress.first = time.monotonic() - begun
+                stream.feed(piece)
+        except httpx2.RequestError:
+            if not stream.ended:  # some servers hang up, or wait, after the last event
+                raise
         if streamed:
             return stream.reply()
         whole = b"".join(pieces)
@@ -251,11 +255,13 @@ class Endpoint:
         if status in PASSING or status >= 500:
             wait = pacing.retry_after(response.headers.get("retry-after"))
             raise TryAgain(f"answers HTTP {status}: {reason}", retry_after=wait, too_much=status in TOO_MUCH)
-        if status in (401, 403):  # what the server says here may quote parts of the key
-            what = "refuses the key in" if self._key else "asks for a key; put it into"
-            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
-        if status == 400 and REFUSALS.search(text):
+        if status in (400, 403) and REFUSALS.search(text):
             return chat.refused(request)
+        if status in (401, 403):
+            what = "refuses the key in" if self._key else "asks for a key; put it into"
+            # With 401 it may quote parts of the key; with 403 the reason is often another one, such as the region.
+            said = f": {reason}" if status == 403 else ""
+            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status}){said}")
         if address := response.headers.get("location"):
             where = _one_line(self._redacted(address))
             raise InputError(f"{self.url}: redirects the call to {where} (HTTP {status}); set base_url accordingly")
@@ -282,5 +288,8 @@ class Endpoint:
 def _one_line(text: str) -> str:
     """What a server says, in one line: the message of an error in OpenAI's form, or else the text."""
     with suppress(ValueError, LookupError, TypeError, RecursionError):
-        text = str(json.loads(text)["error"]["message"])
+        data = json.loads(text)
+        error = (data[0] if isinstance(data, list) else data)["error"]  # Gemini sends a list
+        if "metadata" not in error:  # in there, OpenRouter quotes what the provider said
+            text = str(error["message"])
     return " ".join(text.split())[:200] or "nothing"

@@ -297,8 +297,9 @@ class OpenAIEngine:
             attempt += not (last.too_much and not last.billed and server.answers > answers)
             if attempt > self._options.retries or (server.down and attempt):
                 break
+            wait = self._pause(server, request, attempt, last)
             self._retries += 1
-            await asyncio.sleep(self._pause(server, request, attempt, last))
+            await asyncio.sleep(wait)
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
         self._leave(server, f"{last} ({tries})")
         kept = "; what was made is kept; run the same command again to continue" if self._calls.durable else ""
