@@ -95,7 +95,7 @@ def added(*figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def left_of_cap(options: OpenAIOptions, store: Store, account: str) -> dict[str, Any]:
     """What remains of the stage's caps after all of its runs so far."""
-    spent = spending.spent(store, account)
+    spent = spending.spent_so_far(store, account)
     found: dict[str, Any] = {}
     if options.max_cost is not None:
         found["cap_leaves"] = float(max(options.max_cost - spent.cost, Decimal(0)))

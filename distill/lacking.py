@@ -1,5 +1,5 @@
 """Find what a stage needs and this machine lacks: packages, hub models, cores to train on, a student's chat template,
-an endpoint's API key (cron has a different environment from a shell).
+an endpoint's API key and proxy (cron has a different environment from a shell).
 
 Every stage that trains or samples is checked before any stage of the run begins (`Stage.refuse`), so that nobody learns
 after hours of another stage that something is missing. The checks import nothing heavy. What only loading can reveal is
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from distill import modelspec, verifiers
-from distill.engines.endpoint import checked_key
+from distill.engines.endpoint import checked_key, proxy_for
 from distill.engines.options import OpenAIOptions, VllmOptions
 from distill.machine import cores
 from distill.stages.student import StudentSettings, WriterSettings
@@ -55,7 +55,9 @@ def _missing(part: BaseModel) -> Iterator[str]:
         yield f"engine vllm: data_parallel: {part.data_parallel} processes are to sample on {there} cores; take fewer"
     try:
         if isinstance(part, OpenAIOptions):
-            checked_key(part, lambda text: None)
+            for address in part.addresses:
+                checked_key(part.model_copy(update={"base_url": address}), lambda text: None)
+                proxy_for(address)
         for name in _models(part):
             modelspec.check_at_hand(name, loaded=isinstance(part, StudentSettings))
     except InputError as error:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
-from distill.engines.calls import CallLog, CallRow
+from distill.engines.calls import CallLog, CallRow, logged
 from distill.engines.prices import Bill
 from distill.store import Store
 
@@ -38,9 +39,14 @@ class Spending:
         def known(keys: Sequence[str]) -> set[str]:
             return self.store.present("traces", keys)
 
-        directory = self.store.path.parent / "calls" / self.account
         about = {"account": self.account, "model": model}
-        log = CallLog(directory, about, keep, known if self.makes_traces else None, self.store.ingest_if_free)
+        log = CallLog(
+            _directory(self.store, self.account),
+            about,
+            keep,
+            known if self.makes_traces else None,
+            self.store.ingest_if_free,
+        )
         self.store.ingest()
         log.spent = spent(self.store, self.account)
         return log
@@ -51,6 +57,19 @@ def any_calls(store: Store) -> bool:
     migrate it."""
     sql = "SELECT table_name FROM duckdb_tables() WHERE table_name = 'calls'"
     return store.path.exists() and bool(store.rows(sql))
+
+
+def _directory(store: Store, account: str) -> Path:
+    return store.path.parent / "calls" / account
+
+
+def spent_so_far(store: Store, account: str) -> Bill:
+    """As `spent`, with the calls that are only in the account's log: of a killed run, or of one that goes on."""
+    rows = {row["call_id"]: row for row in logged(_directory(store, account))}
+    stored = store.present("calls", rows) if rows and any_calls(store) else set()
+    left = [row for call, row in rows.items() if call not in stored]
+    names = ("prompt_tokens", "cached_tokens", "tokens", "cost")
+    return sum((Bill(*(row[name] for name in names)) for row in left), spent(store, account))
 
 
 def spent(store: Store, account: str) -> Bill:
@@ -78,8 +97,8 @@ def spent_on(store: Store, collection: str) -> Mapping[str, Any]:
     continue; empty if there were no calls."""
     members = "SELECT row_key AS trace_key FROM members WHERE collection = ?"
     row = store.rows(
-        "SELECT count(*) AS calls, sum(prompt_tokens + tokens)::BIGINT AS paid_tokens, sum(cost) AS cost FROM calls "
-        f"WHERE request_key IN ({PIECES.format(traces=members)})",
+        "SELECT count(*) AS calls, sum(prompt_tokens::BIGINT + tokens)::BIGINT AS paid_tokens, sum(cost) AS cost "
+        f"FROM calls WHERE request_key IN ({PIECES.format(traces=members)})",
         [collection],
     )[0]
     if not row["calls"]:

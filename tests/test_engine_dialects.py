@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from distill import engines
 from distill.engines import chat, openai, pacing
+from distill.engines.base import PromptTooLong
 from distill.engines.options import OpenAIOptions
 from distill.engines.stream import Stream
 from distill.modelspec import Model
@@ -265,16 +266,45 @@ def test_a_beginning_that_fills_the_context_is_a_cut_response(server: Server) ->
     server.scripts = {"full": [refuses], "limit too large": [refuses, reply("x", finish="length")], "prompt": [refuses]}
     (made,) = sample(server, request("full", prefix="<think>\nWell, 2"), dialect="vllm")
     assert (made.text, made.finish) == ("<think>\nWell, 2", Finish.LENGTH) and made.thinking_tokens == made.tokens > 0
-    for asked in (request("limit too large", prefix="Well,"), request("prompt")):
-        with pytest.raises(InputError, match="maximum context length is 64"):
-            sample(server, asked, dialect="vllm")
-    assert [body["max_tokens"] for _, body in server.seen] == [96, 1, 98, 1, 100]
+    with pytest.raises(InputError, match="maximum context length is 64") as caught:
+        sample(server, request("limit too large", prefix="Well,"), dialect="vllm")
+    assert not isinstance(caught.value, PromptTooLong)
+    with pytest.raises(PromptTooLong, match="maximum context length is 64") as too_long:
+        sample(server, request("prompt"), dialect="vllm")
+    assert too_long.value.key == "key of prompt"
+    assert [body["max_tokens"] for _, body in server.seen] == [96, 1, 98, 1, 100, 1]
 
 
 def test_the_error_of_a_server_that_cannot_stream_names_the_setting(server: Server) -> None:
     server.scripts = {"p": [status(400, "stream_options is not supported")]}
     with pytest.raises(InputError, match="stream: false"):
         sample(server, request("p"))
+
+
+@pytest.mark.parametrize("kind", ["Text/Event-Stream", "application/json", "application/octet-stream"])
+def test_a_stream_is_read_whatever_type_it_claims_to_be(server: Server, kind: str) -> None:
+    events = [{"choices": [{"delta": {"content": "4"}}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    text = (
+        ": hello\r\n\r\n" + "".join(f"data: {json.dumps(event)}\r\n\r\n" for event in events) + "data: [DONE]\r\n\r\n"
+    )
+    server.scripts = {"p": [status(200, text, Content_Type=kind)]}
+    (made,) = sample(server, request("p"))
+    assert made.text == "4"
+
+
+@pytest.mark.parametrize("last", ["data: [DONE]", 'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}'])
+def test_a_stream_is_whole_if_the_server_hangs_up_after_its_last_event(server: Server, last: str) -> None:
+    """The last chunk of the body is missing."""
+
+    def act(handler: Handler) -> None:
+        handler.begin_events()
+        handler.event('data: {"choices": [{"delta": {"content": "4"}}]}')
+        handler.event(last)
+        handler.close_connection = True
+
+    server.scripts = {"p": [act]}
+    (made,) = sample(server, request("p"), retries=0)
+    assert (made.text, made.finish) == ("4", Finish.STOP)
 
 
 def test_a_key_in_a_stream_is_redacted(server: Server) -> None:

@@ -6,12 +6,14 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,13 +72,14 @@ def test_transient_failures_are_retried_and_nothing_else_is_sent_twice(
         "cut": [cut, reply("c")],
         "malformed": [malformed, status(200, "[]"), status(200, '{"error": {"message": "overloaded"}}'), reply("d")],
         "interrupted": [reply("half", finish="insufficient_system_resource"), reply("e")],
+        "aborted": [reply("half", finish="abort"), reply("f")],
     }
     plain = [f"plain {i}" for i in range(20)]
     prompts = [*server.scripts, *plain]
     made = sample(server, prompts, concurrency=4)
     assert set(made) == {f"key of {p}" for p in prompts}
-    assert [made[f"key of {p}"].text for p in server.scripts] == list("abcde")
-    tries = {"busy": 2, "broken": 3, "cut": 2, "malformed": 4, "interrupted": 2} | dict.fromkeys(plain, 1)
+    assert [made[f"key of {p}"].text for p in server.scripts] == list("abcdef")
+    tries = {"busy": 2, "broken": 3, "cut": 2, "malformed": 4, "interrupted": 2, "aborted": 2} | dict.fromkeys(plain, 1)
     assert server.asked == Counter(tries)
     assert {auth for auth, _ in server.seen} == {f"Bearer {KEY}"}
     assert KEY not in caplog.text
@@ -102,13 +105,14 @@ def test_thinking_is_read_under_both_field_names_and_put_in_tags(server: Server)
         "new": [reply("4", reasoning="two and two", usage=details)],
         "old": [reply("4", reasoning_content="two and two")],
         "inside the text": [reply("<think>\ntwo and two\n</think>\n\n4")],
+        "with its tags": [reply("4", reasoning="<think>\ntwo and two\n</think>")],
         "cut off": [reply(None, finish="length", reasoning="two and", usage=zero)],
         "no thinking": [reply("4")],
         "no usage": [reply("a word or two", usage={})],
     }
     notes: list[str] = []
     made = sample(server, list(server.scripts), note=notes.append)
-    for name in ("new", "old", "inside the text"):
+    for name in ("new", "old", "inside the text", "with its tags"):
         assert made[f"key of {name}"].text == "<think>\ntwo and two\n</think>\n\n4"
     new, old, off = made["key of new"], made["key of old"], made["key of cut off"]
     assert (new.thinking_tokens, new.answer_tokens, new.tokens, new.prompt_tokens) == (40, 10, 50, 3)
@@ -117,6 +121,30 @@ def test_thinking_is_read_under_both_field_names_and_put_in_tags(server: Server)
     assert made["key of no thinking"].thinking_tokens == 0
     assert made["key of no usage"].tokens == 4
     assert sum("estimated" in note for note in notes) == 1
+
+
+@pytest.mark.parametrize("count", [0, None, -1, 2**40])
+def test_a_count_that_cannot_be_right_is_estimated_and_costs_the_most(server: Server, count: int | None) -> None:
+    """Such a count would not fit into a row, or a cap would be without effect."""
+    server.scripts = {"p": [reply("a word or two", usage={"prompt_tokens": 3, "completion_tokens": count})]}
+    made = sample(server, ["p"], price_output=Decimal(10_000))["key of p"]
+    assert (made.tokens, made.prompt_tokens, made.cost) == (4, 3, 1)
+
+
+@pytest.mark.parametrize(
+    "left", ["", "<think>\n\n</think>\n\n", "<think>\ntwo and two\n</think>\n\n", "\n</think>\n\n"]
+)
+def test_thinking_that_is_split_off_and_left_in_the_answer_too_counts_once(server: Server, left: str) -> None:
+    pieces = [{"reasoning_content": "two and two"}, *({"content": letter} for letter in f"{left}4")]
+    server.scripts = {"whole": [reply(f"{left}4", reasoning="two and two")], "stream": [streamed(*pieces)]}
+    found = sample(server, ["whole", "stream"])
+    assert {c.text for c in found.values()} == {"<think>\ntwo and two\n</think>\n\n4"}
+
+
+def test_thinking_that_begins_again_in_the_answer_is_kept(server: Server) -> None:
+    server.scripts = {"p": [reply("<think>\nNo.\n</think>\n\n5", reasoning="two and two")]}
+    text = sample(server, ["p"])["key of p"].text
+    assert text == "<think>\ntwo and two\n</think>\n\n<think>\nNo.\n</think>\n\n5"
 
 
 def test_thinking_among_the_parts_of_a_content_is_read(server: Server) -> None:
@@ -133,16 +161,21 @@ def test_refusals_and_empty_responses_have_their_own_finish(server: Server) -> N
     server.scripts = {
         "stop": [reply("x")],
         "length": [reply("x", finish="length")],
+        "context full": [reply("x", finish="model_length")],
         "filtered": [reply("", finish="content_filter")],
         "refused": [reply(None, refusal="I will not")],
         "filtered before": [status(400, '{"error": {"code": "content_filter"}}')],
+        "by OpenAI": [status(400, '{"error": {"message": "Invalid prompt: ...", "code": "invalid_prompt"}}')],
+        "by DeepSeek": [status(400, '{"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}')],
+        "by OpenRouter": [status(403, '{"error": {"code": 403, "metadata": {"flagged_input": "..."}}}')],
+        "by DashScope": [status(400, '{"error": {"code": "data_inspection_failed"}}')],
         "empty": [reply("  ")],
         "null": [reply(None)],
     }
     made = sample(server, list(server.scripts))
     found = [made[f"key of {p}"].finish for p in server.scripts]
     refused, empty = Finish.REFUSED, Finish.EMPTY
-    assert found == [Finish.STOP, Finish.LENGTH, refused, refused, refused, empty, empty]
+    assert found == [Finish.STOP, Finish.LENGTH, Finish.LENGTH, *[refused] * 7, empty, empty]
 
 
 def test_the_cap_is_never_exceeded_and_finished_responses_are_yielded(server: Server) -> None:
@@ -209,14 +242,108 @@ def test_a_refused_key_ends_the_run_at_once_and_is_not_shown(server: Server, cod
         list(engine.generate([request("p")]))
     engine.close()
     assert server.asked["p"] == 1 and KEY not in str(caught.value)
+    assert str(caught.value).endswith({401: "(HTTP 401)", 403: "(HTTP 403): bad key [key]"}[code])
+
+
+REFUSED_FIELDS = {
+    "max_tokens": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+    "seed": 'Invalid JSON payload received. Unknown name "seed": Cannot find field.',
+}
+
+
+def test_a_field_that_a_server_refuses_is_sent_under_another_name_or_not_at_all(server: Server) -> None:
+    def strict(handler: Handler) -> None:
+        refused = next((said for name, said in REFUSED_FIELDS.items() if name in handler.body), None)
+        (status(400, refused) if refused else reply("4"))(handler)
+
+    server.otherwise = strict
+    made = sample(server, [f"p{i}" for i in range(8)], concurrency=1, retries=0)
+    assert len(made) == 8 and len(server.seen) == 10
+    assert {body.get("max_completion_tokens") for _, body in server.seen[2:]} == {100}
+
+
+def test_a_field_that_is_refused_whatever_its_name_is_told_once(server: Server) -> None:
+    server.otherwise = status(422, "seed: extra fields not permitted")
+    with pytest.raises(InputError, match="extra fields not permitted"):
+        sample(server, ["p"])
+    assert server.asked["p"] == 2
+
+
+def test_the_message_of_an_error_is_shown_without_its_form(server: Server) -> None:
+    said = "No endpoints found\nfor tiny."
+    error: dict[str, dict[str, Any]] = {"error": {"message": said, "code": 404}}
+    server.scripts = {"one": [status(404, json.dumps(error))], "in a list": [status(404, json.dumps([error]))]}
+    for prompt in server.scripts:
+        with pytest.raises(InputError, match=r"\(HTTP 404\): No endpoints found for tiny\.$"):
+            sample(server, [prompt])
+    error["error"] |= {"message": "Provider returned error", "metadata": {"raw": "no such voice"}}
+    server.scripts["quoted"] = [status(404, json.dumps(error))]
+    with pytest.raises(InputError, match="no such voice"):
+        sample(server, ["quoted"])
+
+
+def test_a_redirect_or_a_missing_path_is_explained(server: Server) -> None:
+    server.scripts = {
+        "moved": [status(308, "", Location="https://api.example.com/v2/chat/completions")],
+        "no path": [status(404, "Not Found")],
+    }
+    with pytest.raises(InputError, match=r"redirects the call to https://api.example.com/v2/.* set base_url"):
+        sample(server, ["moved"])
+    engine = opened(server.url.removesuffix("/v1"))
+    with pytest.raises(InputError, match=r"Not Found; most servers have their API at base_url http\(s\)://host/v1"):
+        list(engine.generate([request("no path")]))
+    engine.close()
+
+
+@pytest.mark.parametrize("named", [str, "http://{}".format], ids=["host and port", "address"])
+def test_a_proxy_is_used(server: Server, monkeypatch: pytest.MonkeyPatch, named: Callable[[str], str]) -> None:
+    monkeypatch.setenv("http_proxy", named(server.url.removeprefix("http://").removesuffix("/v1")))
+    monkeypatch.delenv("no_proxy", raising=False)
+    engine = opened("http://model.invalid/v1")
+    (made,) = engine.generate([request("p")])
+    engine.close()
+    assert made.text == "4"
+
+
+def test_a_call_that_a_proxy_refuses_costs_nothing(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test's server knows no CONNECT."""
+    monkeypatch.setenv("https_proxy", server.url.removesuffix("/v1"))
+    monkeypatch.delenv("no_proxy", raising=False)
+    engine = opened("https://model.invalid/v1", price_output=Decimal(1), retries=1)
+    with pytest.raises(PipelineError, match=r"cannot be reached \(501 Unsupported method"):
+        list(engine.generate([request("p")]))
+    engine.close()
+    assert engine.spent.cost == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("http_proxy", "http://me:hunter2@host:port", "http_proxy is no address of the form http://host:port"),
+        ("http_proxy", "ftp://hunter2", "http_proxy is no address"),
+        ("all_proxy", "socks5://me:hunter2@host:1080", "all_proxy needs the package socksio"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+) -> None:
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with pytest.raises(InputError, match=said) as caught:
+        opened("http://model.invalid/v1")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_long_retry_after_stops_the_run_resumably(server: Server) -> None:
     server.scripts = {"p": [status(429, "quota", Retry_After="86400")]}
-    engine = opened(server.url)
+    notes: list[str] = []
+    engine = opened(server.url, notes.append)
     with pytest.raises(Stopped, match="asks to wait 86400 seconds"):
         list(engine.generate([request("p")]))
     engine.close()
+    assert not notes  # no call was repeated
 
 
 def test_a_dripping_server_is_given_up_after_the_timeout(server: Server) -> None:
@@ -266,6 +393,7 @@ def test_retry_after_and_pauses_are_functions_of_their_arguments() -> None:
     assert pacing.pause("k", 3, None) == pacing.pause("k", 3, None)
     assert pacing.pause("k", 100, None) <= pacing.LONGEST_PAUSE
     assert pacing.pause("k", 0, 7.0) == 7.0
+    assert pacing.pause("k", 3, 0.0) == pacing.pause("k", 3, 1e-9) == pacing.pause("k", 3, None) > 0
 
 
 def test_the_prompt_bound_covers_any_tokenizer() -> None:
@@ -303,3 +431,12 @@ def test_a_cap_keeps_what_was_paid_for(server: Server, tmp_path: Any) -> None:
     assert len(first) == sum(server.asked.values()) > 0
     truncation.make_whole(store, samples, lambda: opened(server.url), context)
     assert len(store.present("traces", [w.key for w in samples])) == 20 == sum(server.asked.values())
+
+
+def test_a_prompt_that_is_too_long_for_the_endpoint_is_named(server: Server, tmp_path: Path) -> None:
+    server.scripts = {"long": [status(400, "This model's maximum context length is 8 tokens.")]}
+    problems = [(name, Problem(f"p/{name}", name, "4", "exact", "test")) for name in ("short", "long")]
+    context: Any = SimpleNamespace(stopping=lambda: False, progress=lambda *args, **figures: None)
+    samples = generation.wanted(problems, "m", Sampling(max_tokens=100), 1)
+    with pytest.raises(InputError, match=r"^problem p/long: .*maximum context length"):
+        truncation.make_whole(Store(tmp_path), samples, lambda: opened(server.url), context)

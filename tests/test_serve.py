@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from distill import modelspec
+from distill import engines, modelspec
 from distill.cli import serve, students
 from distill.cli.main import app
+from distill.engines.options import OpenAIOptions
 from pipeline.errors import InputError
+from pipeline.fingerprint import FileHashes
 
 PIPELINE = "name: p\nstages:\n  problems: {sources: [{family: calc, train: 2}]}\n"
 QUICKSTART = Path(students.__file__).parents[2] / "configs/quickstart.yaml"
@@ -70,18 +72,34 @@ def test_options_after_a_double_dash_are_passed_to_the_server(monkeypatch: pytes
     assert "kv-cache-memory-bytes" not in command  # the user's own memory setting is respected
 
 
-@pytest.mark.parametrize(("engine", "called"), [("vllm", "sft"), ("transformers", "made/sft/model")])
-def test_it_says_by_which_name_requests_call_the_model(
-    engine: str, called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("name", "engine", "called"),
+    [
+        ("sft", "vllm", "sft"),
+        ("stage:sft", "vllm", "sft"),
+        ("embedded:teacher", "vllm", "teacher"),
+        ("sft", "transformers", "made/sft/model"),
+    ],
+)
+def test_it_says_at_which_address_and_by_which_name_requests_call_the_model(
+    name: str,
+    engine: str,
+    called: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The server of transformers knows no other name than the directory."""
+    """The server of transformers knows no other name than the directory. Our openai engine accepts the names."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(serve, "find_spec", lambda package: True)
     monkeypatch.setattr(serve.os, "execv", lambda path, words: None)
     Path("made/sft").mkdir(parents=True)
     Path("made/sft/model").symlink_to(modelspec.EMBEDDED / "student-base")
-    serve.serve("sft", QUICKSTART, Path("made"), engine, "127.0.0.1", 8000, [])
-    assert capsys.readouterr().err.endswith(f"/v1 as model {called}\n")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    serve.serve(name, QUICKSTART, Path("made"), engine, "::1", 8000, [])
+    assert Path("hub").is_dir() == (engine == "transformers")  # without it, GET /v1/models fails
+    assert capsys.readouterr().err.endswith(f"at http://[::1]:8000/v1 as model {called}\n")
+    engines.standing_model(called, OpenAIOptions(base_url="http://[::1]:8000/v1"), FileHashes())
 
 
 def test_without_a_name_the_last_student_that_is_no_control_is_served(tmp_path: Path) -> None:

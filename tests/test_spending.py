@@ -254,6 +254,23 @@ def test_plan_forecasts_calls_tokens_money_and_time(here: Path, server: Server) 
     assert limited and limited.figures["seconds"] == 1200
 
 
+def test_plan_counts_what_a_killed_run_has_spent(here: Path) -> None:
+    run(here, "generate.samples=1")
+    log = Spending(Store(here / "run"), "generate").open("m")
+    log.end(log.begin("answered", MOST), CallEnd.ANSWERED, PAID, 0.5, ANSWER)
+    log.begin("in flight", MOST)  # the process is killed here
+
+    def left() -> float:
+        ahead = planned(here, "generate.samples=2", "generate.engine.max_cost=50").forecast
+        assert ahead is not None
+        return float(ahead.figures["cap_leaves"])
+
+    expected = float(50 - COST * PROBLEMS - PAID.cost - MOST.cost)
+    assert left() == expected
+    Spending(Store(here / "run"), "generate").open("m")  # the next run takes the log over
+    assert left() == expected
+
+
 def test_plan_prints_the_forecast(here: Path) -> None:
     from typer.testing import CliRunner
 

@@ -384,6 +384,20 @@ def test_a_model_that_cannot_judge_makes_answers_unverifiable(tmp_path: Path) ->
     assert all(v.evidence["spent"]["tokens"] > 0 and v.evidence["spent"]["prompt_tokens"] > 100 for v in found[:2])
 
 
+def test_what_an_endpoint_has_no_room_for_is_unverifiable_and_the_rest_is_judged(server: Server) -> None:
+    def small(handler: Handler) -> None:
+        too_long = len(handler.body["messages"][-1]["content"]) > 5000
+        (status(400, "This model's maximum context length is 4096 tokens.") if too_long else attending(honest))(handler)
+
+    server.otherwise = small
+    found = verdicts(spec(server), ["It is 42.", "so " * 5000, "It is 41.", "no " * 5000])
+    assert [v.outcome for v in found] == [RIGHT, UNVERIFIABLE, WRONG, UNVERIFIABLE]
+    assert "too long for the judge" in found[1].reason and "maximum context length" in found[1].reason
+    server.otherwise = lambda handler: (small if handler.body["max_tokens"] > 1 else reply("I"))(handler)
+    with pytest.raises(PipelineError, match="maximum context length"):  # the limit leaves no room, not the answer
+        verdicts(spec(server), ["so " * 5000])
+
+
 def test_prompts_that_may_be_too_long_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise each would end a call midway, and with it everything that a local model has in flight."""
     lengths: list[int] = []

@@ -142,8 +142,8 @@ def test_a_load_ends_when_it_is_to_stop() -> None:
 
 
 def test_an_error_of_another_process_is_the_same_here() -> None:
-    error = pickle.loads(pickle.dumps(PromptTooLong("k1", 300, 256)))
-    assert (error.key, str(error)) == ("k1", str(PromptTooLong("k1", 300, 256)))
+    error = pickle.loads(pickle.dumps(PromptTooLong.of("k1", 300, 256)))
+    assert (error.key, str(error)) == ("k1", str(PromptTooLong.of("k1", 300, 256)))
 
 
 @pytest.fixture(scope="module")

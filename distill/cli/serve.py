@@ -16,6 +16,7 @@ from distill.cli import students
 from distill.engines.vllm_start import cpu_arguments
 from distill.modelspec import STAGE, Model, directory_of
 from pipeline.errors import InputError
+from pipeline.files import make_directory
 
 NEEDS = {"vllm": ("vllm",), "transformers": ("fastapi", "uvicorn", "openai")}
 """The packages of each server. The first server whose packages are all installed is the default."""
@@ -37,10 +38,11 @@ def serve(
         raise InputError(f"{name}: an adapter cannot be served alone; a stage writes the merged model beside it")
     if directory_of(model.source) is None:
         hub.check_reachable(model.source, model.revision)
-    called = (name or Path(model.source).parent.name).removeprefix(STAGE)
+    called = (name or Path(model.source).parent.name).removeprefix(STAGE).removeprefix("embedded:")
     command = _vllm(model, called, more) if engine == "vllm" else _transformers(model)
     named = called if engine == "vllm" else command[-1]
-    print(f"{engine} serves {model.source} at http://{host}:{port}/v1 as model {named}", file=sys.stderr, flush=True)
+    at = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    print(f"{engine} serves {model.source} at {at} as model {named}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, *command, "--host", host, "--port", str(port), *more])
 
 
@@ -66,5 +68,6 @@ def _flag(name: str, value: Any) -> list[str]:
 
 
 def _transformers(model: Model) -> list[str]:
+    make_directory(hub.cache())  # its server lists the models in there, and answers 500 to GET /v1/models without it
     source = f"{model.source}@{model.revision}" if model.revision else model.source
     return ["-m", "transformers.cli.transformers", "serve", source]

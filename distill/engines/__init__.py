@@ -62,7 +62,7 @@ def _at_endpoint(name: str, options: OpenAIOptions) -> Model:
 
 def _endpoint_identity(name: str, options: OpenAIOptions) -> str:
     extra = f"+extra_body={canonical(options.extra_body)}" if options.extra_body else ""
-    return f"{options.base_url}#{name}{extra}"
+    return f"{options.known_as}#{name}{extra}"
 
 
 def model_dependency(name: str, options: Options, hashes: FileHashes) -> Mapping[str, str]:

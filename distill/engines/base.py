@@ -27,13 +27,17 @@ def never() -> bool:
 class PromptTooLong(InputError):
     """A prompt that leaves no room for an answer, whatever prefix follows it; ``key`` is its request's."""
 
-    def __init__(self, key: str, tokens: int, limit: int) -> None:
-        super().__init__(f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
-        self.key, self._arguments = key, (key, tokens, limit)
+    def __init__(self, key: str, why: str) -> None:
+        super().__init__(why)
+        self.key = key
+
+    @classmethod
+    def of(cls, key: str, tokens: int, limit: int) -> PromptTooLong:
+        return cls(key, f"a prompt of {tokens} tokens leaves no room for an answer in the model's {limit}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the constructor's arguments instead of the message, so that it can be raised in another process."""
-        return PromptTooLong, self._arguments
+        return PromptTooLong, (self.key, str(self))
 
 
 class NoSteps(InputError):

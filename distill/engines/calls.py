@@ -87,7 +87,7 @@ class CallLog:
         self.spent = NOTHING
         self.replies: dict[str, Reply] = {}
         self._directory, self._about, self._keep, self._known = directory, dict(about or {}), keep, known
-        self._closed = closed
+        self._closed, self.durable = closed, directory is not None
         self._run, self._count = uuid.uuid4().hex[:12], 0
         self._handed: dict[str, float] = {}
         self._old: list[_Segment] = []
@@ -235,6 +235,15 @@ class _Segment:
 def part_key(key: str, part: int) -> str:
     """The key of the call for part ``part`` (from 0) of the response to the request ``key``."""
     return f"{key}{PART}{part}" if part else key
+
+
+def logged(directory: Path) -> list[CallRow]:
+    """The rows of all calls in a log that a killed run has left, or that a run is writing."""
+    rows: list[CallRow] = []
+    for path in directory.glob("*.jsonl"):
+        with suppress(FileNotFoundError):  # its rows have just been kept
+            rows += _read(path)[0]
+    return rows
 
 
 def request_of(key: str) -> str:

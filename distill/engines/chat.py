@@ -21,9 +21,18 @@ from distill.letters import whole_letters
 from distill.thinking import CLOSE, OPEN, estimate_tokens, join_thinking, split_thinking
 from distill.types import Completion, Finish, Request
 
-FINISHES = {"length": Finish.LENGTH, "content_filter": Finish.REFUSED}
-INTERRUPTED = {"error", "insufficient_system_resource"}
-"""Finish reasons of a server that gave up midway; such a call is made again."""
+FINISHES = {
+    "length": Finish.LENGTH,
+    "model_length": Finish.LENGTH,  # Mistral: the model's context is full
+    "model_context_window_exceeded": Finish.LENGTH,  # Z.ai
+    "content_filter": Finish.REFUSED,
+    "sensitive": Finish.REFUSED,  # Z.ai
+}
+"""All other finish reasons are taken for a response that is complete."""
+INTERRUPTED = {"error", "abort", "network_error", "insufficient_system_resource"}
+"""Finish reasons of a server that gave up midway (vLLM and SGLang say ``abort``); such a call is made again."""
+MOST_TOKENS = 2**30
+"""A larger count is nonsense, and would not fit into a row."""
 
 
 class Malformed(Exception):
@@ -46,7 +55,6 @@ def body(
     request: Request,
     model: str,
     dialect: Dialect,
-    limit_field: str = "max_tokens",
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The JSON body to post. Settings that change nothing are left out, since some endpoints refuse them."""
@@ -54,11 +62,12 @@ def body(
     content: dict[str, Any] = {
         "model": model,
         "messages": [dict(message) for message in request.messages],
-        limit_field: sampling.max_tokens,
+        dialect.limit_field: sampling.max_tokens,
         "temperature": sampling.temperature,
     }
     if sampling.temperature > 0:
-        content[dialect.seed_field] = seed_of(request)
+        if dialect.seed_field:
+            content[dialect.seed_field] = seed_of(request)
         if sampling.top_p < 1:
             content["top_p"] = sampling.top_p
         if sampling.top_k:
@@ -89,8 +98,8 @@ def parsed(text: str) -> Any:
 
 
 def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Reply:
-    """Read a reply (parsed JSON). Raises `Malformed` if it is not a chat completion. Without token usage in the reply,
-    counts are estimated, and the cost is the most that the call can have cost."""
+    """Read a reply (parsed JSON). Raises `Malformed` if it is not a chat completion. If it counts no tokens, or none
+    although there is text, they are estimated, and the cost is the most that the call can have cost."""
     message, reason = _choice(data)
     message = in_fields(message)
     thinking = untagged(_text(message, "reasoning") or _text(message, "reasoning_content"))
@@ -99,23 +108,23 @@ def reply_of(request: Request, data: Any, prices: Prices, seconds: float) -> Rep
     if refusal and not answer:
         answer, finish = refusal, Finish.REFUSED
     usage = data.get("usage")
-    if not isinstance(usage, Mapping) or not usage:
-        cost = prices.most(request).cost
-        bill = Bill(_prompt_estimate(request), 0, estimate_tokens(thinking + answer), cost)
-        return Reply(thinking, answer, finish, bill, None, seconds)
+    usage = usage if isinstance(usage, Mapping) else {}
     prompt = _count(usage, "prompt_tokens", _prompt_estimate(request))
     reported = _reported_thinking(usage)
-    tokens = _count(usage, "completion_tokens", estimate_tokens(thinking + answer))
     # xAI and some Gemini proxies leave the thinking out of completion_tokens but bill it: then the total is larger.
-    tokens = max(tokens, _count(usage, "total_tokens", 0) - prompt, reported or 0)
-    return Reply(thinking, answer, finish, prices.bill(prompt, tokens, _cached_tokens(usage)), reported, seconds)
+    counts = _count(usage, "completion_tokens", 0), _count(usage, "total_tokens", 0) - prompt, reported or 0
+    if (tokens := max(counts)) > 0 or (usage and not thinking + answer):
+        bill = prices.bill(prompt, tokens, _cached_tokens(usage))
+    else:
+        bill = Bill(prompt, 0, estimate_tokens(thinking + answer), prices.most(request).cost)
+    return Reply(thinking, answer, finish, bill, reported, seconds)
 
 
 def untagged(thinking: str) -> str:
-    """The thinking that a server has split off, without an opening tag. vLLM 0.32 leaves one there while streaming, if
-    the tag and other tokens come in one delta, as they do when it is busy."""
-    begun = thinking.lstrip()
-    return begun.removeprefix(OPEN).lstrip() if begun.startswith(OPEN) else thinking
+    """The thinking that a server has split off, without its tags. vLLM 0.32 leaves the opening one there while
+    streaming, if the tag and other tokens come in one delta, as they do when it is busy; some gateways leave both."""
+    inner = thinking.strip().removeprefix(OPEN).removesuffix(CLOSE)
+    return inner.strip() if inner != thinking.strip() else thinking
 
 
 def completion(request: Request, parts: Sequence[tuple[str, Reply]]) -> Completion:
@@ -146,11 +155,19 @@ def joined(begun: str, reply: Reply) -> str:
     """The text of the response: the prefix that a call was given, continued by its reply."""
     thinking, answer = reply.thinking, reply.answer
     if not begun:
+        answer = _without_copy(thinking, answer)
         cut = reply.finish is Finish.LENGTH and bool(thinking.strip()) and not answer
         return join_thinking(thinking.strip(), answer, closed=not cut)
     if not thinking or not is_open(begun):  # a server may call text thinking although the prefix closed it
         return begun + thinking + answer
     return f"{begun}{thinking}\n{CLOSE}\n\n{answer}" if answer or reply.finish is Finish.STOP else begun + thinking
+
+
+def _without_copy(thinking: str, answer: str) -> str:
+    """The answer without what some servers leave in it although they have split the thinking off: the thinking once
+    more, or its tags alone. It would be taken for more thinking."""
+    rest = split_thinking(answer)
+    return rest.answer if thinking and CLOSE in answer and rest.closed and rest.thinking in thinking else answer
 
 
 def refused(request: Request) -> Reply:
@@ -233,7 +250,7 @@ def _choice(reply: Any) -> tuple[Mapping[str, Any], str]:
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, Mapping) or not isinstance(choice.get("message"), Mapping):
-        raise Malformed("the reply has no choices[0].message")
+        raise Malformed(f"the reply has no choices[0].message: {json.dumps(reply, ensure_ascii=False)[:200]}")
     reason = str(choice.get("finish_reason"))
     if reason in INTERRUPTED:
         raise Malformed(f"the server gave up midway (finish reason {reason})")
@@ -265,4 +282,4 @@ def in_fields(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _count(data: Mapping[str, Any], field: str, otherwise: int) -> int:
     value = data.get(field)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else otherwise
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else otherwise

@@ -6,8 +6,9 @@ template's switch) belong in ``extra_body``. Left out: servers that do not diffe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distill.engines.base import NoSteps
@@ -33,6 +34,9 @@ class Dialect:
     base_url: str = ""
     """The only address that continues a prefilled response, if the server has one."""
     seed_field: str = "seed"
+    """Empty if the server refuses seeds."""
+    limit_field: str = "max_tokens"
+    """OpenAI's newer models know the newer name only, all other servers this one."""
     counts_when_asked: bool = True
     """Whether a stream ends with token counts only if ``stream_options`` asks for them. False: it always does, and the
     server refuses that field."""
@@ -54,6 +58,16 @@ DIALECTS: Mapping[str, Dialect] = {
 OURS = {"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "temperature", "top_p",
         "top_k", "seed", "random_seed", "n", "continue_final_message", "add_generation_prompt"}  # fmt: skip
 """Fields of a call that other settings decide."""
+
+
+def adapted(dialect: Dialect, refusal: str) -> Dialect | None:
+    """The dialect for a server that refuses a call, in these words, because of a field that it knows under another name
+    (OpenAI's models at Azure or behind a gateway) or not at all (Gemini knows no seed); None if that is not why."""
+    if dialect.limit_field == "max_tokens" and "Use 'max_completion_tokens' instead" in refusal:
+        return replace(dialect, limit_field="max_completion_tokens")
+    if dialect.seed_field and re.search(rf"\b{dialect.seed_field}\b", refusal):
+        return replace(dialect, seed_field="")
+    return None
 
 
 def check_options(options: OpenAIOptions) -> None:

@@ -15,15 +15,17 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from distill.engines import chat, pacing
+from distill.engines import chat, dialects, pacing
 from distill.engines.chat import Reply
-from distill.engines.dialects import DIALECTS
-from distill.engines.options import OpenAIOptions
+from distill.engines.dialects import DIALECTS, Dialect
+from distill.engines.options import CHAT_PATH, OpenAIOptions
 from distill.engines.prices import Bill, Prices
 from distill.engines.stream import DATA, Stream
 from distill.types import Request
@@ -38,6 +40,7 @@ PASSING = {408, 409, 425, 429}
 """Statuses below 500 after which the same call may succeed later."""
 TOO_MUCH = {429, 503, 529}
 CONNECT_SECONDS = 30.0
+SOCKS = ("socks5", "socks5h")
 KEPT_OPEN_SECONDS = 3.0
 """Servers close idle connections after five seconds or more; a call must not be sent on one that is closing."""
 HEADERS = {
@@ -46,8 +49,16 @@ HEADERS = {
     "Accept": "application/json, text/event-stream",
     "Accept-Encoding": "identity",
 }
+REFUSALS = re.compile(
+    "content_filter|content_policy_violation|invalid_prompt|data_inspection_failed|content exists risk|flagged_input",
+    re.IGNORECASE,
+)
+"""Said, with HTTP 400 or 403, of a prompt that a content filter refuses: by Azure and OpenAI, by DashScope, by DeepSeek
+(which has no code for it), and by OpenRouter."""
 CONTEXT = re.compile(r"context[ _]length|maximum model length", re.IGNORECASE)
 """Said by vLLM, SGLang, DeepSeek, Mistral and OpenAI where a prompt, its prefix and ``max_tokens`` are too long."""
+EVENTS = (b"data:", b"event:", b":")
+"""How a stream of events begins, whatever type the server declares it to be."""
 LARGEST_REPLY = 2**28
 SECRET_LENGTH = 8
 """Shorter keys (``none``, ``EMPTY``) are placeholders for local servers, and words that answers may contain."""
@@ -82,10 +93,13 @@ def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
     local = is_loopback(parts.hostname or "")
     key = os.environ.get(options.key_from, "").strip()
     if not key and not local:
-        raise InputError(f"{options.base_url}: needs a key; put it into the environment variable {options.key_from}")
+        raise InputError(
+            f"{options.base_url}: needs a key; put it into the environment variable {options.key_from} "
+            "(any word, if the server asks for none)"
+        )
     if not (key.isascii() and key.isprintable()):
         raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
-    if key and parts.scheme == "http" and not local:
+    if len(key) >= SECRET_LENGTH and parts.scheme == "http" and not local:
         note(f"{options.base_url}: the API key is sent unencrypted; use https")
     return key
 
@@ -97,13 +111,25 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for an address, if any."""
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address, if any. Raises `InputError` if it cannot be used."""
     parts = urlsplit(url)
-    if proxy_bypass(parts.hostname or ""):
+    host, named = parts.hostname or "", getproxies()
+    scheme = parts.scheme if named.get(parts.scheme) else "all"
+    if is_loopback(host) or proxy_bypass(host) or not (proxy := named.get(scheme)):
         return None
-    named = getproxies()
-    return named.get(parts.scheme) or named.get("all")
+    proxy = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        there = urlsplit(proxy)
+        usable = there.scheme in ("http", "https", *SOCKS) and there.hostname and there.port != 0
+    except ValueError:
+        usable = False
+    where = f"{url}: the proxy in the environment variable {scheme}_proxy"  # its value may hold a password
+    if not usable:
+        raise InputError(f"{where} is no address of the form http://host:port")
+    if there.scheme in SOCKS and find_spec("socksio") is None:
+        raise InputError(f"{where} needs the package socksio (pip install socksio), or no_proxy for this host")
+    return proxy
 
 
 class Endpoint:
@@ -112,16 +138,16 @@ class Endpoint:
     def __init__(self, model: str, options: OpenAIOptions, key: str) -> None:
         import httpx2
 
-        self.url = f"{options.base_url}/chat/completions"
-        self._model, self._options, self._key = model, options, key
+        self.url = options.base_url + CHAT_PATH
+        self.model, self._options, self._key = model, options, key
         self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
         host = urlsplit(options.base_url).hostname or ""
         self._target = httpx2.URL(self.url)
         self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
-        self._proxy = None if is_loopback(host) else _proxy_for(options.base_url)
+        self._proxy = proxy_for(options.base_url)
         self._ssl_context: ssl.SSLContext | None = None  # slow to create
-        # OpenAI's own newer models take the limit under this name only; everybody else knows the old one.
-        self._limit_field = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
+        if host == "api.openai.com":
+            self._dialect = replace(self._dialect, limit_field="max_completion_tokens")
 
     def line(self) -> httpx2.AsyncHTTPTransport:
         """A connection for one caller. Each has its own, as a pool searches all of its connections on every call. A
@@ -136,15 +162,15 @@ class Endpoint:
         """Make one call. Raises `TryAgain` for a temporary failure, `InputError` for a permanent one."""
         import httpx2
 
-        begun, options = time.monotonic(), self._options
+        begun, options, dialect = time.monotonic(), self._options, self._dialect
         try:
             async with asyncio.timeout(options.longest_call):
-                response = await line.handle_async_request(self._http_request(request))
+                response = await line.handle_async_request(self._http_request(request, dialect))
                 try:
                     data = await self._read(response, progress, begun)
                 finally:
                     await response.aclose()
-        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
             raise TryAgain(f"cannot be reached ({self._redacted(error)})") from None
         except httpx2.TimeoutException:
             raise TryAgain(f"silent for {options.timeout:g} seconds", billed=True, too_much=True) from None
@@ -154,6 +180,9 @@ class Endpoint:
             raise TryAgain(f"the connection broke ({self._redacted(error)})", billed=True) from None
         except chat.Malformed as error:
             raise TryAgain(self._redacted(error), billed=True) from None
+        if response.status_code in (400, 422) and (other := dialects.adapted(dialect, data)):
+            self._dialect = other  # for this and all later calls
+            return await self.call(line, request, progress)
         if response.status_code != 200:
             return self._handle_status(request, response, self._redacted(data))
         try:
@@ -173,14 +202,14 @@ class Endpoint:
             return most
         return self._prices.bill(most.prompt_tokens, min(received, most.tokens))
 
-    def _http_request(self, request: Request) -> httpx2.Request:
+    def _http_request(self, request: Request, dialect: Dialect) -> httpx2.Request:
         import httpx2
 
         options = self._options
-        body = chat.body(request, self._model, self._dialect, self._limit_field, options.extra_body)
+        body = chat.body(request, self.model, dialect, options.extra_body)
         if options.stream:
             body |= {"stream": True}
-            if self._dialect.counts_when_asked:
+            if dialect.counts_when_asked:
                 body |= {"stream_options": {"include_usage": True}}
         silence, connect = options.timeout, min(CONNECT_SECONDS, options.timeout)
         return httpx2.Request(
@@ -190,25 +219,34 @@ class Endpoint:
 
     async def _read(self, response: httpx2.Response, progress: Progress, begun: float) -> Any:
         """The reply as parsed JSON, streamed or not; the plain text of an error."""
-        streamed = response.status_code == 200 and response.headers.get("content-type", "").startswith(
-            "text/event-stream"
-        )
+        import httpx2
+
+        kind = response.headers.get("content-type", "").lower()
+        streamed = response.status_code == 200 and kind.startswith("text/event-stream")
         encoded = "content-encoding" in response.headers  # although we asked for none
         stream, pieces, size = Stream(), [], 0
         progress.stream = stream if streamed else None
-        async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
-            size += len(piece)
-            if size > LARGEST_REPLY:
-                raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
-            if not streamed:
-                pieces.append(piece)
-                continue
-            if progress.first is None and DATA in piece:
-                progress.first = time.monotonic() - begun
-            stream.feed(piece)
+        try:
+            async for piece in response.aiter_bytes() if encoded else response.aiter_raw():
+                size += len(piece)
+                if size > LARGEST_REPLY:
+                    raise chat.Malformed(f"the reply is longer than {LARGEST_REPLY} bytes")
+                if not streamed:
+                    pieces.append(piece)
+                    continue
+                if progress.first is None and DATA in piece:
+                    progress.first = time.monotonic() - begun
+                stream.feed(piece)
+        except httpx2.RequestError:
+            if not stream.ended:  # some servers hang up, or wait, after the last event
+                raise
         if streamed:
             return stream.reply()
-        text = b"".join(pieces).decode(errors="replace")
+        whole = b"".join(pieces)
+        if response.status_code == 200 and whole.startswith(EVENTS):
+            stream.feed(whole)
+            return stream.reply()
+        text = whole.decode(errors="replace")
         return chat.parsed(text) if response.status_code == 200 else text
 
     def _handle_status(self, request: Request, response: httpx2.Response, text: str) -> Reply:
@@ -217,14 +255,21 @@ class Endpoint:
         if status in PASSING or status >= 500:
             wait = pacing.retry_after(response.headers.get("retry-after"))
             raise TryAgain(f"answers HTTP {status}: {reason}", retry_after=wait, too_much=status in TOO_MUCH)
-        if status in (401, 403):  # what the server says here may quote parts of the key
-            what = "refuses the key in" if self._key else "asks for a key; put it into"
-            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status})")
-        if status == 400 and "content_filter" in text:
+        if status in (400, 403) and REFUSALS.search(text):
             return chat.refused(request)
+        if status in (401, 403):
+            what = "refuses the key in" if self._key else "asks for a key; put it into"
+            # With 401 it may quote parts of the key; with 403 the reason is often another one, such as the region.
+            said = f": {reason}" if status == 403 else ""
+            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status}){said}")
+        if address := response.headers.get("location"):
+            where = _one_line(self._redacted(address))
+            raise InputError(f"{self.url}: redirects the call to {where} (HTTP {status}); set base_url accordingly")
         refusal = ContextFull if status == 400 and CONTEXT.search(text) else InputError
         hint = "; try stream: false" if options.stream and "stream" in text else ""
-        raise refusal(f"{self.url}: refuses the call for model {self._model} (HTTP {status}): {reason}{hint}")
+        if status in (404, 405) and not urlsplit(options.base_url).path:
+            hint = "; most servers have their API at base_url http(s)://host/v1"
+        raise refusal(f"{self.url}: refuses the call for model {self.model} (HTTP {status}): {reason}{hint}")
 
     def _redacted_reply(self, reply: Reply) -> Reply:
         if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":
@@ -241,4 +286,10 @@ class Endpoint:
 
 
 def _one_line(text: str) -> str:
+    """What a server says, in one line: the message of an error in OpenAI's form, or else the text."""
+    with suppress(ValueError, LookupError, TypeError, RecursionError):
+        data = json.loads(text)
+        error = (data[0] if isinstance(data, list) else data)["error"]  # Gemini sends a list
+        if "metadata" not in error:  # in there, OpenRouter quotes what the provider said
+            text = str(error["message"])
     return " ".join(text.split())[:200] or "nothing"

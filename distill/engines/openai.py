@@ -4,40 +4,38 @@ An event loop in its own thread makes the calls; `generate` yields completions a
 a temporary reason is repeated after a pause. If something ends the run (a cap, a refused key, an endpoint that stays
 down), no new call is made, the completions of those in flight are still yielded, and then the error is raised.
 
-`distill.engines.endpoint` makes one call, `concurrency` decides how many run at a time, `pacing` limits rates and
-spending, and `calls` logs them. Caps hold across all runs that share a call log, as far as the endpoint respects
-``max_tokens``; a call whose reply was lost counts in full, since it may have been billed. A reply that an earlier run
-paid for but did not store is used instead of a new call. Left out: token ids, logprobs, several choices per call.
+`distill.engines.endpoint` makes one call, `servers` knows the addresses, `concurrency` decides how many calls run at a
+time, `pacing` limits rates and spending, and `calls` logs them. Caps hold across all runs that share a call log, as far
+as the endpoint respects ``max_tokens``; a call whose reply was lost counts in full, since it may have been billed. A
+reply that an earlier run paid for but did not store is used instead of a new call. Left out: token ids, logprobs,
+several choices per call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import TYPE_CHECKING
 
 from distill.engines import chat, early_exit, pacing
-from distill.engines.base import SoFar, Stopping, never
+from distill.engines.base import PromptTooLong, SoFar, Stopping, never
 from distill.engines.calls import Call, CallEnd, CallLog, part_key
 from distill.engines.chat import Reply
-from distill.engines.concurrency import Concurrency
 from distill.engines.dialects import DIALECTS, check_options, check_request
 from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, checked_key
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
+from distill.engines.servers import Line, Server
 from distill.modelspec import Model
 from distill.thinking import estimate_tokens, join_thinking
 from distill.types import Completion, Request, Sampling
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
-
-if TYPE_CHECKING:
-    import httpx2
 
 HEARTBEAT_SECONDS = 0.5
 SHOWN_SECONDS = 0.05
@@ -53,17 +51,22 @@ Results = SimpleQueue[Completion | None]
 
 
 def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], CallLog] | None = None) -> OpenAIEngine:
-    """The model called ``model.source`` at ``options.base_url``. Nothing is sent yet.
+    """The model called ``model.source`` at ``options.addresses``. Nothing is sent yet.
 
     Raises `InputError` if the key is missing or cannot be a key.
     """
     check_options(options)
-    endpoint = Endpoint(model.source, options, checked_key(options, note))
-    return OpenAIEngine(model, options, endpoint, note, calls() if calls else CallLog())
+    each = [options.model_copy(update={"base_url": address}) for address in options.addresses]
+    servers = [Server(Endpoint(model.source, at, checked_key(at, note)), options.concurrency) for at in each]
+    return OpenAIEngine(model, options, servers, note, calls() if calls else CallLog())
 
 
 class Abandoned(Exception):
     """A failure elsewhere ended the run meanwhile."""
+
+
+class HandedBack(Exception):
+    """The server of a call is down; another one takes the request."""
 
 
 class OpenAIEngine:
@@ -72,19 +75,23 @@ class OpenAIEngine:
     name = "openai"
     batch_invariant = False
 
-    def __init__(self, model: Model, options: OpenAIOptions, endpoint: Endpoint, note: Note, calls: CallLog) -> None:
+    def __init__(
+        self, model: Model, options: OpenAIOptions, servers: Sequence[Server], note: Note, calls: CallLog
+    ) -> None:
         self.model = model.identity
-        self.url = endpoint.url
-        self._endpoint, self._options, self._note, self._calls = endpoint, options, note, calls
+        self.url = servers[0].url + (f" and {len(servers) - 1} more" if len(servers) > 1 else "")
+        self._servers, self._options, self._note, self._calls = servers, options, note, calls
         self._budget = pacing.SpendingCap(options.max_cost, options.max_total_tokens, calls.spent)
         self._pace = pacing.Pace(options.requests_per_minute, options.tokens_per_minute)
         self._usual = pacing.Usual()
-        self._concurrency = Concurrency(options.concurrency)
         self._failure: BaseException | None = None
-        self._feed_changed = asyncio.Event()
-        """Set when the feed may yield requests again (`distill.engines.feed`)."""
+        self._handed_back: deque[Request] = deque()
+        self._open, self._ended = 0, False
+        """The requests that were taken and not answered, and whether there are no others."""
+        self._changed = asyncio.Event()
+        """Set when there may be requests again: from the feed (`distill.engines.feed`), or handed back."""
         self._estimates_noted = self._hides_thinking = False
-        self._answers = self._retries = 0
+        self._retries = 0
         self._latest = "", Progress()
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -176,79 +183,110 @@ class OpenAIEngine:
 
     async def _run_callers(self, requests: Iterator[Request | None], results: Results) -> None:
         """Run the calls until the requests end or something fails; None in ``results`` marks the end."""
+        self._handed_back.clear()
+        self._open, self._ended = 0, False
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.concurrency):
-                    group.create_task(self._caller(requests, results))
+                    for server in self._servers:
+                        group.create_task(self._caller(server, requests, results))
         finally:
             results.put(None)
         if self._failure:
             raise self._failure
 
-    async def _caller(self, requests: Iterator[Request | None], results: Results) -> None:
-        """One of the ``concurrency`` callers: takes request after request from the shared iterator."""
+    async def _caller(self, server: Server, requests: Iterator[Request | None], results: Results) -> None:
+        """One of the ``concurrency`` callers of a server: takes request after request from the shared iterator."""
         try:
-            async with self._endpoint.line() as line:
-                while request := await self._next(requests):
+            async with server.line() as line:
+                while request := await self._next(server, requests):
                     check_request(request, self._options)
-                    results.put(await self._respond(line, request))
+                    try:
+                        results.put(await self._respond(line, request))
+                    except HandedBack:
+                        self._handed_back.append(request)
+                        self._changed.set()
+                    else:
+                        self._answered()
         except Abandoned:
             pass
         except Exception as error:
             self._fail(error)
 
+    def _answered(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._changed.set()
+
     def _fail(self, error: BaseException) -> None:
         """End the run: no new call is made."""
         self._failure = self._failure or error
-        self._feed_changed.set()
+        self._changed.set()
 
     def _wake(self) -> None:
-        self._loop.call_soon_threadsafe(self._feed_changed.set)
+        self._loop.call_soon_threadsafe(self._changed.set)
 
-    async def _next(self, requests: Iterator[Request | None]) -> Request | None:
-        """The next request, or None at the end. Waits while the feed yields none."""
-        while self._failure is None and (request := next(requests, ENDED)) is not ENDED:
-            if request:
+    async def _next(self, server: Server, requests: Iterator[Request | None]) -> Request | None:
+        """The next request, or None once all are answered. Waits while the feed yields none, while the server rests,
+        and at the end for the last answers: another server may hand its requests back."""
+        while self._failure is None and (self._open or not self._ended):
+            if server.resting:
+                await asyncio.sleep(HEARTBEAT_SECONDS)
+                continue
+            if self._handed_back:
+                return self._handed_back.popleft()
+            request = next(requests, ENDED)
+            if request is ENDED:
+                self._ended = True
+            elif request:
+                self._open += 1
                 return request
-            self._feed_changed.clear()
-            await self._feed_changed.wait()
+            if self._open or not self._ended:
+                self._changed.clear()
+                await self._changed.wait()
         return None
 
-    async def _respond(self, line: httpx2.AsyncHTTPTransport, request: Request) -> Completion:
+    async def _respond(self, line: Line, request: Request) -> Completion:
         """The response to a request, by one call, or by two if we have to close its thinking."""
         begun = early_exit.first(request, DIALECTS[self._options.dialect])
         reply = await self._part(line, begun, 0)
         parts = [(begun.prefix, reply)]
         if rest := early_exit.rest(request, begun, reply):
-            parts.append((rest.prefix, await self._part(line, rest, 1)))
+            try:
+                parts.append((rest.prefix, await self._part(line, rest, 1)))
+            except HandedBack:
+                self._calls.replies[part_key(request.key, 0)] = reply  # the next server goes on from here
+                raise
         if not self._estimates_noted and chat.estimates_thinking(reply):
             self._estimates_noted = True
             self._note(f"{self.url}: reports no thinking tokens; they are estimated from the length of the text")
         return chat.completion(request, parts)
 
-    async def _part(self, line: httpx2.AsyncHTTPTransport, request: Request, part: int) -> Reply:
-        """The reply to a call; a cut one if the prefix leaves no room in the model's context.
+    async def _part(self, line: Line, request: Request, part: int) -> Reply:
+        """The reply to a call; a cut one if the prefix leaves no room in the model's context. If the prompt itself
+        leaves none, raises `PromptTooLong`.
 
         A refusal does not tell whether ``max_tokens`` alone is too large, so the call is tried with one token."""
         try:
             return await self._reply(line, request, part_key(request.key, part))
         except ContextFull:
-            if not request.prefix:
-                raise
             try:
                 one = replace(request, sampling=replace(request.sampling, max_tokens=1))
                 await self._reply(line, one, part_key(request.key, ONE_TOKEN + part))
-            except ContextFull:
-                return chat.cut_off()
+            except ContextFull as error:
+                if request.prefix:
+                    return chat.cut_off()
+                raise PromptTooLong(request.key, str(error)) from None
             raise
 
-    async def _reply(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
-        """Try until there is a reply. If an earlier run paid for one, use that."""
-        attempt = 0
+    async def _reply(self, line: Line, request: Request, key: str) -> Reply:
+        """Try until there is a reply. If an earlier run paid for one, use that. Raises `HandedBack` if the server is
+        down and another one is not."""
+        server, attempt = line.server, 0
         if paid := self._calls.replies.pop(key, None):
             return paid
         while True:
-            answers = self._answers
+            answers = server.answers
             try:
                 return await self._try(line, request, key)
             except TryAgain as problem:
@@ -256,28 +294,40 @@ class OpenAIEngine:
             if self._failure:
                 raise Abandoned
             # An overloaded server that answers other calls is not down, so this does not count as a try.
-            attempt += not (last.too_much and not last.billed and self._answers > answers)
-            if attempt > self._options.retries:
+            attempt += not (last.too_much and not last.billed and server.answers > answers)
+            if attempt > self._options.retries or (server.down and attempt):
                 break
+            wait = self._pause(server, request, attempt, last)
             self._retries += 1
-            await asyncio.sleep(self._pause(request, attempt, last))
+            await asyncio.sleep(wait)
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
-        raise PipelineError(
-            f"{self.url}: {last} ({tries}); what was made is kept; run the same command again to continue"
-        )
+        self._leave(server, f"{last} ({tries})")
+        kept = "; what was made is kept; run the same command again to continue" if self._calls.durable else ""
+        raise PipelineError(f"{server.url}: {last} ({tries}){kept}")
 
-    def _pause(self, request: Request, attempt: int, problem: TryAgain) -> float:
+    def _leave(self, server: Server, why: str, seconds: float | None = None) -> None:
+        """Raise `HandedBack` if another server is not down; this one then rests."""
+        if any(not other.down for other in self._servers if other is not server):
+            if not server.down:
+                self._note(f"{server.url}: {why}; the other addresses take its calls")
+            server.rest(seconds)
+            raise HandedBack
+
+    def _pause(self, server: Server, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
         if wait is not None and wait > self._options.timeout:
-            raise Stopped(f"{self.url}: {problem}; asks to wait {wait:.0f} seconds; run the same command again then")
+            why = f"{problem}; asks to wait {wait:.0f} seconds"
+            self._leave(server, why, wait)
+            raise Stopped(f"{server.url}: {why}; run the same command again then")
         if wait:
             self._pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)
 
-    async def _try(self, line: httpx2.AsyncHTTPTransport, request: Request, key: str) -> Reply:
+    async def _try(self, line: Line, request: Request, key: str) -> Reply:
         """Make one call, once concurrency, rates and budget allow it. Its bill is recorded whatever happens."""
-        most = self._endpoint.most(request)
-        entered = await self._concurrency.enter()
+        server = line.server
+        most = server.endpoint.most(request)
+        entered = await server.concurrency.enter()
         too_much, pace, seconds, bill, estimate = False, None, 0.0, NOTHING, 0.0
         try:
             if not await self._budget.reserve(most):
@@ -294,7 +344,7 @@ class OpenAIEngine:
                 finally:
                     bill = call.bill
                 self._usual.add(bill.total_tokens)
-                self._answers += 1
+                server.answered()
                 self._hides_thinking = self._hides_thinking or chat.hides_thinking(reply)
                 seconds = reply.seconds
                 pace = seconds / max(bill.tokens, 1) if progress.first is None else progress.first
@@ -306,20 +356,20 @@ class OpenAIEngine:
             too_much = problem.too_much
             raise
         finally:
-            self._concurrency.leave(entered, too_much=too_much, pace=pace, seconds=seconds)
+            server.concurrency.leave(entered, too_much=too_much, pace=pace, seconds=seconds)
 
-    async def _call(self, line: httpx2.AsyncHTTPTransport, request: Request, call: Call, progress: Progress) -> Reply:
+    async def _call(self, line: Line, request: Request, call: Call, progress: Progress) -> Reply:
         """Make the call and log how it ended, before anybody gets its reply."""
-        begun = time.monotonic()
+        begun, endpoint = time.monotonic(), line.server.endpoint
         try:
-            reply = await self._endpoint.call(line, request, progress)
+            reply = await endpoint.call(line.connection, request, progress)
         except TryAgain as problem:
-            bill = self._endpoint.most(request) if problem.billed else NOTHING
+            bill = endpoint.most(request) if problem.billed else NOTHING
             self._calls.end(call, CallEnd.LOST, bill, time.monotonic() - begun)
             raise
         except asyncio.CancelledError:
             # If thinking is hidden, what has arrived does not show how much was generated.
-            bill = call.bill if self._hides_thinking else self._endpoint.so_far(request, progress)
+            bill = call.bill if self._hides_thinking else endpoint.so_far(request, progress)
             self._calls.end(call, CallEnd.ENDED, bill, time.monotonic() - begun)
             raise
         except Exception:
@@ -334,15 +384,18 @@ class OpenAIEngine:
     def _cap(self, most: Bill) -> CapReached:
         """The error that names the cap that is reached, and the setting that raises it."""
         budget, spent = self._budget, self.spent
+        where = (
+            f"{self.url}, model {self._servers[0].endpoint.model}"  # a stage's teacher and its judge have a cap each
+        )
         earlier = " in all runs of this stage" if self._calls.spent.total_tokens else ""
         if budget.cost is not None and spent.cost + most.cost > budget.cost:
             return CapReached(
-                f"the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next call may "
-                f"cost {money(most.cost)}; what was made is kept; raise max_cost to continue"
+                f"{where}: the cap of {money(budget.cost)} is reached: {money(spent.cost)} spent{earlier}, the next "
+                f"call may cost {money(most.cost)}; what was made is kept; raise max_cost to continue"
             )
         return CapReached(
-            f"the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next call may "
-            f"take {most.total_tokens:,}; what was made is kept; raise max_total_tokens to continue"
+            f"{where}: the cap of {budget.tokens:,} tokens is reached: {spent.total_tokens:,} used{earlier}, the next "
+            f"call may take {most.total_tokens:,}; what was made is kept; raise max_total_tokens to continue"
         )
 
 

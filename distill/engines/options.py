@@ -10,7 +10,15 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from distill.engines import vllm_arguments
 from distill.modelspec import check_name
@@ -84,14 +92,23 @@ Money = Annotated[Decimal, BeforeValidator(_exact), Field(allow_inf_nan=False)]
 Price = Annotated[Money, Field(ge=0), AfterValidator(_fine)]
 
 
+CHAT_PATH = "/chat/completions"
+
+
 def _address(url: str) -> str:
     """``http(s)://host/path`` without a trailing slash. Refused values are not repeated: they may hold a password."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(url := url.strip())
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, or half an IPv6 address
+        usable = False
+    if not usable:
         raise ValueError("expected http(s)://host/path")
-    if parts.username or parts.password or parts.query:
-        raise ValueError(f"(host {parts.hostname}) must hold no user, password or query; key_from is for keys")
-    return url.rstrip("/")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError(f"(host {parts.hostname}) must hold no user, password, query or #; key_from is for keys")
+    if (url := url.rstrip("/")).endswith(CHAT_PATH):
+        raise ValueError(f"leave out {CHAT_PATH}, which is added for each call")
+    return url
 
 
 def _variable(name: str) -> str:
@@ -110,6 +127,12 @@ class OpenAIOptions(Settings):
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, AfterValidator(_address)]
     """The endpoint's address, `http(s)://host/path`. It is part of each trace's key; a trailing slash is ignored."""
+    identity: Annotated[str | None, Field(min_length=1)] = None
+    """Stands in for `base_url` in each trace's key. Set it where a server's address changes from job to job (Slurm), or
+    to an old address after a move, so that what was sampled there is found."""
+    also_at: Annotated[list[Annotated[str, AfterValidator(_address)]], Operational(), Field(default_factory=list)]
+    """More addresses of the same model, such as a vLLM on each node. Calls are spread over all of them, with
+    `concurrency` at each. One that fails after all `retries` is left out for a minute; the others take its calls."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
         Operational(),
@@ -149,7 +172,25 @@ class OpenAIOptions(Settings):
     def _can_be_reckoned(self) -> OpenAIOptions:
         if self.max_cost is not None and not (self.price_input or self.price_output):
             raise ValueError("max_cost needs price_input and price_output (per million tokens)")
+        if len(set(self.addresses)) < len(self.addresses):
+            raise ValueError("also_at: names an address twice, or that of base_url")
         return self
+
+    @property
+    def addresses(self) -> list[str]:
+        return [self.base_url, *self.also_at]
+
+    @property
+    def known_as(self) -> str:
+        """What stands for the endpoint in keys."""
+        return self.identity or self.base_url
+
+    @model_serializer(mode="wrap")
+    def _by_identity(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As plain data, which is hashed: two addresses with one identity are one endpoint."""
+        data: dict[str, Any] = plain(self)
+        data.pop("identity", None)
+        return data | ({"base_url": self.known_as} if "base_url" in data else {})
 
 
 Tokens = Annotated[int, Field(ge=1, lt=2**31)]

@@ -120,13 +120,14 @@ class SpendingCap:
 
 
 def pause(key: str, attempt: int, retry_after: float | None) -> float:
-    """Seconds to wait after failed try number ``attempt`` (from 0): what the server asks for, else exponential backoff.
+    """Seconds to wait after failed try number ``attempt`` (from 0): exponential backoff, or longer if the server asks
+    for that. (Some ask for no time at all, and refuse again.)
 
     The jitter, which keeps many requests from coming back at once, is a function of the request.
     """
     longest = min(FIRST_PAUSE * 2 ** min(attempt, 60), LONGEST_PAUSE)
     spread = longest * (0.5 + 0.5 * float(generator("retry", key, attempt).random()))
-    return spread if retry_after is None else max(retry_after, 0.0)
+    return max(retry_after or 0.0, spread)
 
 
 def retry_after(value: str | None, now: datetime | None = None) -> float | None:

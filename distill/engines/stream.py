@@ -47,6 +47,12 @@ class Stream:
         self._parse()
         return self._received
 
+    @property
+    def ended(self) -> bool:
+        """Whether the last event has come, or the finish reason: only the token counts may be missing."""
+        self._parse()
+        return self._begun and (self._done or self._reason is not None)
+
     def _parse(self) -> None:
         *lines, rest = b"".join(self._unparsed).split(b"\n")
         self._unparsed, self._size = [rest], 0
@@ -64,7 +70,7 @@ class Stream:
         self._parse()
         if self._data.get("error"):
             return self._data
-        if not self._begun or (self._reason is None and not self._done):
+        if not self.ended:
             raise chat.Malformed("the stream ended in the middle of a reply")
         message = {name: "".join(pieces) for name, pieces in self._texts.items()}
         return {**self._data, "choices": [{"message": message, "finish_reason": self._reason}]}

@@ -133,7 +133,7 @@ class TransformersEngine:
             raise InputError(f"request {request.key}: the prompt is empty")
         room = self._room(ids)
         if room < 1:
-            raise PromptTooLong(request.key, len(ids), len(ids) + room)
+            raise PromptTooLong.of(request.key, len(ids), len(ids) + room)
         given, asked = given[:room], min(asked, room)
         if len(given) >= asked:  # a prefix that was sampled may have more tokens when it is encoded again
             asked = len(given) + 1  # every row has to draw a token; `_completion` drops this one

@@ -228,7 +228,7 @@ class VllmEngine:
             )
         room = self._limit - len(ids) - (1 if put_in else 0)  # scoring needs one more position
         if room < 1:
-            raise PromptTooLong(request.key, len(ids), self._limit)
+            raise PromptTooLong.of(request.key, len(ids), self._limit)
         return Response(
             request,
             prompt,

@@ -72,7 +72,7 @@ class JudgeSession:
                 for completion in engine.generate(left.longest_first(), stopping):
                     for n, pending in left.answered(completion):
                         yield items[n][0], self._judge.verdict(pending.replies, pending.paid)
-            except PromptTooLong as error:  # only a local model raises it; an endpoint's refusal ends the run
+            except PromptTooLong as error:
                 for n in left.hopeless(error.key):
                     yield items[n][0], Verdict.unverifiable(f"too long for the judge: {error}")
                 continue
