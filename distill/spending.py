@@ -46,16 +46,9 @@ class Spending:
         return log
 
 
-def any_calls(store: Store) -> bool:
-    """Whether the store has a table of calls. One made by an older distill lacks it, and `distill plan` does not
-    migrate it."""
-    sql = "SELECT table_name FROM duckdb_tables() WHERE table_name = 'calls'"
-    return store.path.exists() and bool(store.rows(sql))
-
-
 def spent(store: Store, account: str) -> Bill:
     """The sum of the account's calls in the store."""
-    if not any_calls(store):
+    if not store.path.exists():
         return Bill()
     row = store.rows(
         "SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT, "

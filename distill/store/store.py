@@ -113,8 +113,8 @@ class Store:
 
     def mend(self) -> None:
         """Remake a store that cannot be opened, restore lost rows from the journal (after an older copy was put
-        back, or a torn tail), and migrate the store of an older distill. Called by whoever holds the workspace's
-        lock, before anything reads."""
+        back, or a torn tail), and bring the store of an older distill up to date. Called by whoever holds the
+        workspace's lock, before anything reads."""
         for directory in (self.shards, self.journal):
             make_directory(directory)
         if self._deleted():
@@ -124,15 +124,14 @@ class Store:
             return
         try:
             with self.reading() as connection:
-                old = bool(schema.missing(connection))
-                behind = list(schema.KEYS) if old else self._behind(connection)
-        except Damaged:
-            old, behind = True, list(schema.KEYS)
-        if behind or old:
+                behind = self._behind(connection)
+        except (Damaged, schema.Older):
+            behind = list(schema.KEYS)
+        if behind:
             with self._writing() as connection:
                 brought = sum(self._replay(connection, table) for table in behind)
                 connection.execute("CHECKPOINT")
-            if brought and not old:
+            if brought:
                 self._note(f"{self.path}: lacked {brought} rows; restored from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -244,7 +243,7 @@ class Store:
             ) from None
         try:
             if (stamp := (self.path, self.path.stat().st_mtime_ns)) not in _checked:
-                schema.check_version(connection, str(self.path))
+                schema.check(connection, str(self.path))
                 _checked.add(stamp)
             yield connection
         except duckdb.Error as error:
