@@ -311,6 +311,24 @@ def test_a_store_of_a_newer_version_is_refused(
             refused()
 
 
+def test_a_journal_of_another_version_is_refused(
+    tmp_path: Path, next_version: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the database was removed, not the workspace."""
+    ours, store = schema.MIGRATIONS, Store(tmp_path)
+    next_version()
+    store.append("problems", rows("a"))
+    store.ingest()
+    store.path.unlink()
+    monkeypatch.setattr(schema, "MIGRATIONS", ours)
+    schema.arrow_schemas.cache_clear()
+    with pytest.raises(
+        InputError, match=r'journal: written by another version .*"note"\); use that one, or move'
+    ) as met:
+        store.mend()
+    assert met.value.exit_code is Exit.INPUT and not store.path.exists()
+
+
 READER = """
 import sys, time
 from pathlib import Path

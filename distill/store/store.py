@@ -118,8 +118,8 @@ class Store:
         for directory in (self.shards, self.journal):
             make_directory(directory)
         if self._deleted():
-            self._note(f"{self.path}: was missing; remade from the journal")
             self.ingest()
+            self._note(f"{self.path}: was missing; remade from the journal")
         if not self.path.exists():
             return
         try:
@@ -222,6 +222,9 @@ class Store:
             if disk_is_full(error):
                 what = "no space left on the disk, or in your quota; free some and run the same command again"
                 raise InputError(f"{self.path}: {what}") from None
+            if isinstance(error, duckdb.BinderException):  # it has a column that the table lacks
+                what = f"written by another version of distill ({first_line(error)})"
+                raise InputError(f"{self.journal}: {what}; use that one, or move the workspace away") from None
             wrong = InputError if opening.DISK.search(str(error)) else PipelineError
             raise wrong(f"{self.path}: cannot be made: {first_line(error)}") from None
         os.replace(temporary, self.path)

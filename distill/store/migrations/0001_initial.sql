@@ -63,12 +63,11 @@ COMMENT ON COLUMN verdicts.reason IS 'why, in a few words';
 COMMENT ON COLUMN verdicts.evidence IS 'JSON: how the verdict was reached';
 COMMENT ON COLUMN verdicts.created IS 'UTC';
 
-CREATE TABLE members (collection VARCHAR, position INTEGER, label VARCHAR, row_key VARCHAR, reason VARCHAR);
+CREATE TABLE members (collection VARCHAR, position INTEGER, label VARCHAR, row_key VARCHAR);
 COMMENT ON TABLE members IS 'The rows that make up the output of a stage, in order.';
 COMMENT ON COLUMN members.collection IS 'the digest in the stage''s manifest';
 COMMENT ON COLUMN members.label IS 'train or heldout; the problem of a trace; kept or rejected; the model evaluated';
 COMMENT ON COLUMN members.row_key IS 'the key of a problem, trace or verdict';
-COMMENT ON COLUMN members.reason IS 'why a trace was rejected, in selections made by an old version; now in `rejections`';
 
 CREATE TABLE rejections (run VARCHAR, collection VARCHAR, position INTEGER, reason VARCHAR);
 COMMENT ON TABLE rejections IS 'Why a selection left out traces.';
@@ -290,12 +289,12 @@ CREATE VIEW funnel AS
     WITH runs AS (
         SELECT DISTINCT run, collection FROM rejections UNION ALL
         SELECT DISTINCT NULL, collection FROM members ANTI JOIN rejections USING (collection))
-    SELECT runs.run, m.collection, p.source, p.difficulty, coalesce(r.reason, m.reason, 'kept') AS outcome,
+    SELECT runs.run, m.collection, p.source, p.difficulty, coalesce(r.reason, 'kept') AS outcome,
         count(*) AS traces, sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens
     FROM runs JOIN members m USING (collection) JOIN traces t ON m.row_key = t.trace_key JOIN prompts p USING (prompt_key)
         LEFT JOIN rejections r ON r.run = runs.run AND r.collection = m.collection AND r.position = m.position
     WHERE m.label IN ('kept', 'rejected') GROUP BY ALL;
-COMMENT ON VIEW funnel IS 'From generated to kept, with the reasons of rejection, for each selection. `collection` is its digest; `run` is the fingerprint of the stage, null if nothing was rejected or an old version made the selection.';
+COMMENT ON VIEW funnel IS 'From generated to kept, with the reasons of rejection, for each selection. `collection` is its digest; `run` is the fingerprint of the stage, null if nothing was rejected.';
 
 CREATE VIEW lineage AS
     SELECT m.collection, m.position, p.problem_id, p.source, t.trace_key, t.model, t.temperature, j.verifier, j.version, j.outcome
