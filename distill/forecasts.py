@@ -109,7 +109,7 @@ def _usual_call(store: Store, account: str, model: str) -> tuple[Bill, float] | 
 
     Calls of this account are preferred if there are any, because other accounts may ask different questions.
     """
-    if not spending.any_calls(store):
+    if not store.path.exists():
         return None
     rows = store.rows(
         "SELECT account = ? AS own, ceil(avg(prompt_tokens))::INTEGER AS prompt, "

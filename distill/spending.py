@@ -52,13 +52,6 @@ class Spending:
         return log
 
 
-def any_calls(store: Store) -> bool:
-    """Whether the store has a table of calls. One made by an older distill lacks it, and `distill plan` does not
-    migrate it."""
-    sql = "SELECT table_name FROM duckdb_tables() WHERE table_name = 'calls'"
-    return store.path.exists() and bool(store.rows(sql))
-
-
 def _directory(store: Store, account: str) -> Path:
     return store.path.parent / "calls" / account
 
@@ -66,7 +59,7 @@ def _directory(store: Store, account: str) -> Path:
 def spent_so_far(store: Store, account: str) -> Bill:
     """As `spent`, with the calls that are only in the account's log: of a killed run, or of one that goes on."""
     rows = {row["call_id"]: row for row in logged(_directory(store, account))}
-    stored = store.present("calls", rows) if rows and any_calls(store) else set()
+    stored = store.present("calls", rows) if rows and store.path.exists() else set()
     left = [row for call, row in rows.items() if call not in stored]
     names = ("prompt_tokens", "cached_tokens", "tokens", "cost")
     return sum((Bill(*(row[name] for name in names)) for row in left), spent(store, account))
@@ -74,7 +67,7 @@ def spent_so_far(store: Store, account: str) -> Bill:
 
 def spent(store: Store, account: str) -> Bill:
     """The sum of the account's calls in the store."""
-    if not any_calls(store):
+    if not store.path.exists():
         return Bill()
     row = store.rows(
         "SELECT coalesce(sum(prompt_tokens), 0)::BIGINT, coalesce(sum(cached_tokens), 0)::BIGINT, "

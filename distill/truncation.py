@@ -17,7 +17,6 @@ from distill import keys
 from distill.engines.base import Engine
 from distill.generation import Wanted, missing_of, sample
 from distill.store import Store
-from distill.thinking import OPEN, join_thinking, opened
 from pipeline.stage import Context, stop_check
 
 CUT = "finish = 'length'"
@@ -85,7 +84,7 @@ def foreseen(store: Store, wishes: Sequence[Wanted], limits: Sequence[int]) -> t
 def begun(store: Store, missing: Mapping[str, Wanted]) -> dict[str, Wanted]:
     """The same wishes, with the text of the cut trace as the prefix of each continuation."""
     cut = [wish.continues for wish in missing.values() if wish.continues]
-    rows = _rows(store, cut, "trace_key, prompt, thinking, answer, closed, cut", CUT) if cut else []
+    rows = _rows(store, cut, "trace_key, cut", CUT) if cut else []
     texts = {row["trace_key"]: text_of(row) for row in rows}
     return {
         key: replace(wish, asked=replace(wish.asked, prefix=texts[wish.continues])) if wish.continues else wish
@@ -94,16 +93,9 @@ def begun(store: Store, missing: Mapping[str, Wanted]) -> dict[str, Wanted]:
 
 
 def text_of(row: Mapping[str, Any]) -> str:
-    """The exact text of a cut response; reassembled if an older distill stored only its parts.
-
-    An incomplete character at the end (a token whose other half is missing) is dropped and sampled again.
-    """
-    text = row["cut"]
-    if text is None:
-        text = join_thinking(row["thinking"], row["answer"], row["closed"])
-        if opened(row["prompt"]):
-            text = text.removeprefix(OPEN).removeprefix("\n")
-    return str(text).rstrip("\ufffd")
+    """The exact text of a cut response. An incomplete character at its end (a token whose other half is missing) is
+    dropped and sampled again."""
+    return str(row["cut"]).rstrip("\ufffd")
 
 
 def _rows(store: Store, trace_keys: Iterable[str], columns: str, where: str) -> list[dict[str, Any]]:

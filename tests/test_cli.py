@@ -424,6 +424,26 @@ def test_another_programs_database_is_left_alone(project: Path) -> None:
         assert connection.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("traces",)]
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "DROP TABLE schema_versions; CREATE TABLE migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)",
+        "UPDATE schema_versions SET checksum = 'of another version 1'",
+    ],
+)
+def test_a_store_of_a_development_version_is_refused(made: str, project: Path) -> None:
+    import duckdb
+
+    use_problem_file(project, '{"q": "1 + 1", "a": "2"}\n')
+    distill("run", "problems", "-p", "p.yaml", cwd=project)
+    with duckdb.connect(str(project / "runs/small/store.duckdb")) as connection:
+        connection.execute(made)
+    for command in (["run"], ["run", "--dry-run"], ["plan"], ["traces", "stats"]):
+        line = refused_after_lines(*command, "-p", "p.yaml", cwd=project)
+        assert "store.duckdb: made by a development version of distill" in line
+        assert "move the workspace away or remove it" in line
+
+
 @pytest.mark.parametrize("workspace", ["x" * 300, "/proc/xx", "dangling"])
 def test_an_impossible_workspace_is_a_one_line_error(workspace: str, project: Path) -> None:
     (project / "dangling").symlink_to(project / "unmounted")

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from command import Command
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ from distill.evaluation.agreement import Version
 from distill.evaluation.statistics import wilson
 from distill.store import Store
 from distill.store.records import problem_row, verdict_row
-from distill.types import Failure, Outcome, Problem, Verdict
+from distill.types import Failure, Problem, Verdict
 from distill.verifiers import build
 from pipeline.errors import InputError
 from pipeline.fingerprint import canonical
@@ -290,17 +289,3 @@ def test_a_version_is_found_by_any_of_its_names() -> None:
     ]:
         with pytest.raises(InputError, match=message):
             agreement.choose(known, a, b)
-
-
-def test_a_store_of_an_older_distill_gets_the_new_views(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    judged(store, ("t", problem("p"), A, VERDICTS["correct"]))
-    with duckdb.connect(str(store.path)) as connection:  # as in versions without these views
-        for view in ("disagreements", "verifier_rates", "judgements"):
-            connection.execute(f"DROP VIEW {view}")
-        connection.execute("DELETE FROM migrations WHERE name = '0002_judgements'")
-    (tmp_path / "p.yaml").write_text(GENERATED)
-    message = distill("traces", "disagreements", "-w", ".", cwd=tmp_path, code=2)
-    assert "`distill run` brings it up to date" in message
-    store.mend()
-    assert store.rows("SELECT outcome FROM judgements") == [{"outcome": Outcome.CORRECT}]

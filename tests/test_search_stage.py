@@ -220,7 +220,7 @@ def test_a_search_of_stored_samples_alone_makes_none(figures: dict[str, Any], pl
 
 
 def test_a_scorer_in_half_precision_is_another_scorer(figures: dict[str, Any], place: Path) -> None:
-    """The default precision, spelled out or not, is the one in use before the setting existed."""
+    """The default precision, spelled out or not, is the same scorer."""
     before = {row["scorer"] for row in rows(place, "SELECT DISTINCT scorer FROM step_scores")}
     asked: list[dict[str, Any]] = [{"likelihood": TEACHER, "dtype": dtype} for dtype in ("float32", "bfloat16")]
     again = [run(place, stored=True, strategies=["weighted"], scorers={"s": spec}) for spec in asked]

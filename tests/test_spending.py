@@ -286,17 +286,6 @@ def test_plan_prints_the_forecast(here: Path) -> None:
     assert re.search(r"the cap leaves 9\d\d\.\d+, the cap leaves 9\d,\d+ tokens", text), "what matters most is cut off"
 
 
-def test_plan_works_on_a_store_of_an_older_distill(here: Path, tmp_path: Path) -> None:
-    import duckdb
-
-    run(here)
-    with duckdb.connect(str(here / "run/store.duckdb")) as connection:
-        connection.execute("DROP VIEW spending; DROP VIEW answer_prices; DROP TABLE calls")
-    assert spending.spent(Store(here / "run"), "generate") == Bill()
-    ahead = planned(here, "generate.samples=2").forecast
-    assert ahead and "cost" not in ahead.figures
-
-
 def test_an_aborted_call_is_billed_by_the_tokens_received(server: Server, tmp_path: Path) -> None:
     """The engine is closed in the middle of a stream: the server notices and stops. By then it has sent more than the
     system buffers, so the client has certainly begun to read."""

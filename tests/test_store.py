@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import resource
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,28 +250,83 @@ def test_a_killed_rebuild_is_not_taken_for_the_store(tmp_path: Path) -> None:
     assert keys_in(store) == ["a", "b"]
 
 
-def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append("problems", rows("a"))
+@pytest.fixture
+def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Called, it makes this the next distill, whose schema has a column more for problems and traces."""
+
+    def release() -> None:
+        directory = tmp_path / "migrations"
+        shutil.copytree(schema.MIGRATIONS, directory)
+        added = "ALTER TABLE problems ADD COLUMN note VARCHAR; ALTER TABLE trace_columns ADD COLUMN note VARCHAR;"
+        (directory / "0002_notes.sql").write_text(added)
+        monkeypatch.setattr(schema, "MIGRATIONS", directory)
+        schema.arrow_schemas.cache_clear()
+
+    yield release
+    monkeypatch.undo()
+    schema.arrow_schemas.cache_clear()
+
+
+def test_the_next_version_brings_a_store_up_to_date(tmp_path: Path, next_version: Callable[[], None]) -> None:
+    Store(tmp_path).append("problems", rows("a"))
+    Store(tmp_path).append("traces", [{"trace_key": "a", "thinking": "so a it is"}])
+    Store(tmp_path).ingest()
+    Store(tmp_path).append("problems", rows("b"))  # a shard that the earlier version has left
+    next_version()
+    notes: list[str] = []
+    store = Store(tmp_path, notes.append)
+    with pytest.raises(InputError, match=r"made by an older distill; `distill run` brings it up to date"):
+        keys_in(store)
+    store.mend()
     store.ingest()
-    with duckdb.connect(str(store.path)) as connection:
-        connection.execute("INSERT INTO migrations VALUES ('9999_future', 'x', now())")
-    with pytest.raises(InputError, match="written by a newer distill") as caught:
-        store.rows("SELECT 1")
-    assert caught.value.exit_code is Exit.INPUT
-    store.append("problems", rows("b"))
-    with pytest.raises(InputError, match="written by a newer distill"):
+    store.append("problems", [{"problem_key": "c", "note": "new"}])
+    store.append("traces", [{"trace_key": "c", "note": "new"}])
+    for _ in ("brought up to date", "made anew from files of both versions"):
         store.ingest()
+        assert store.rows("SELECT problem_key AS key, note FROM problems ORDER BY 1") == [
+            {"key": "a", "note": None}, {"key": "b", "note": None}, {"key": "c", "note": "new"},
+        ]  # fmt: skip
+        assert store.rows("SELECT trace_key AS key, thinking, note FROM traces ORDER BY 1") == [
+            {"key": "a", "thinking": "so a it is", "note": None}, {"key": "c", "thinking": None, "note": "new"},
+        ]  # fmt: skip
+        assert not notes
+        store.path.unlink()
 
 
-def test_a_store_made_by_a_different_migration_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_a_newer_version_is_refused(
+    tmp_path: Path, next_version: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
+    ours = schema.MIGRATIONS
+    next_version()
     store.append("problems", rows("a"))
     store.ingest()
-    with duckdb.connect(str(store.path)) as connection:
-        connection.execute("ALTER TABLE migrations DROP COLUMN checksum")  # as in versions without checksums
-    with pytest.raises(InputError, match="written by an unreleased distill with a different 0001_initial"):
-        store.rows("SELECT 1")
+    monkeypatch.setattr(schema, "MIGRATIONS", ours)
+    with pytest.raises(InputError, match=r"newer distill \(its schema is version 2, and this distill knows 1\)") as met:
+        keys_in(store)
+    assert met.value.exit_code is Exit.INPUT
+    store.append("problems", rows("b"))
+    for refused in (store.ingest, store.mend):
+        with pytest.raises(InputError, match=r"written by a newer distill .*; upgrade distill to use it"):
+            refused()
+
+
+def test_a_journal_of_another_version_is_refused(
+    tmp_path: Path, next_version: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the database was removed, not the workspace."""
+    ours, store = schema.MIGRATIONS, Store(tmp_path)
+    next_version()
+    store.append("problems", rows("a"))
+    store.ingest()
+    store.path.unlink()
+    monkeypatch.setattr(schema, "MIGRATIONS", ours)
+    schema.arrow_schemas.cache_clear()
+    with pytest.raises(
+        InputError, match=r'journal: written by another version .*"note"\); use that one, or move'
+    ) as met:
+        store.mend()
+    assert met.value.exit_code is Exit.INPUT and not store.path.exists()
 
 
 READER = """
@@ -331,12 +387,13 @@ def test_refreshing_leaves_a_damaged_store_to_the_next_run(tmp_path: Path) -> No
     assert store.path.read_bytes() == b"no database"
 
 
-def test_migrations_are_named_ordered_and_applied_once() -> None:
+def test_every_table_that_takes_rows_has_a_key() -> None:
     with duckdb.connect(":memory:") as connection:
-        assert schema.migrate(connection)
-        assert not schema.migrate(connection)
-        assert list(schema.applied(connection)) == schema.names()
-    assert set(schema.arrow_schemas()) == set(schema.KEYS)
+        schema.migrate(connection)
+        schema.migrate(connection)  # there is nothing left to do
+        tables = {name for (name,) in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    own = {"schema_versions", "ingested", "trace_keys", "trace_columns"}
+    assert tables - own == set(schema.KEYS) - {"traces"}
 
 
 def test_every_column_of_a_key_exists() -> None:

@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill.store import Store, filed, schema, shards
+from distill.store import Store, filed, shards
 from pipeline.errors import InputError
 
 
@@ -141,30 +140,6 @@ def test_traces_of_a_lost_journal_file_are_reported_and_can_be_made_again(damage
     store.append("traces", rows("a"))
     store.ingest()
     assert set(texts(store)) == {"a", "c"}
-
-
-def test_a_store_of_an_older_distill_keeps_its_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the rows were in the database and in the journal. Even those missing from the journal are kept."""
-    store = Store(tmp_path)
-    store.append("traces", rows("a", "b"))
-    (shard,) = shards.pending(store.shards, "traces")
-    shards.move(shard, store.journal / "traces" / shard.name)
-    with monkeypatch.context() as older:
-        older.setattr(
-            schema, "names", lambda: [n for n in sorted(p.stem for p in schema.MIGRATIONS.glob("*.sql")) if n < "0008"]
-        )
-        with duckdb.connect(str(store.path)) as connection:
-            schema.migrate(connection)
-            connection.execute(
-                "INSERT INTO traces BY NAME SELECT * FROM read_parquet(?)", [str(store.journal / "traces" / shard.name)]
-            )
-            connection.execute("INSERT INTO traces (trace_key, thinking) VALUES ('c', 'so c it is')")
-            connection.execute("INSERT INTO ingested VALUES ('traces', ?, 2)", [shard.name])
-    assert set(texts(store)) == {"a", "b", "c"}  # readable as it is, before any run
-    store.mend()
-    assert texts(store) == {key: f"so {key} it is" for key in "abc"}
-    assert store.rows("SELECT count(*) AS n FROM trace_columns") == [{"n": 0}]
-    assert Store(tmp_path).ingest() == {}
 
 
 def test_a_workspace_may_be_moved(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from words_engine import LOG, Installed, WordsEngine, words
 from distill import catalog, keys, truncation
 from distill.cli import traces as cli_traces
 from distill.generation import Wanted, wanted
-from distill.store import Store, schema
+from distill.store import Store
 from distill.thinking import split_thinking
 from distill.types import Asked, Problem, Sampling
 from pipeline import config, runner
-from pipeline.errors import InputError, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.events import Listener
 from pipeline.plan import plan
 from pipeline.workspace import Workspace
@@ -145,40 +144,10 @@ def test_a_response_cut_by_the_models_positions_is_not_continued(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("row", "text"),
-    [
-        ({"cut": "<think>\na b "}, "<think>\na b "),
-        ({"cut": "half a letter \ufffd"}, "half a letter "),
-        ({"cut": None, "thinking": "a b", "answer": "", "closed": False, "prompt": "q"}, "<think>\na b"),
-        ({"cut": None, "thinking": "a b", "answer": "", "closed": False, "prompt": "q\n<think>\n"}, "a b"),
-        ({"cut": None, "thinking": "a", "answer": "b", "closed": True, "prompt": "q"}, "<think>\na\n</think>\n\nb"),
-        ({"cut": None, "thinking": "", "answer": "a b", "closed": True, "prompt": "q"}, "a b"),
-    ],
+    ("cut", "text"), [("<think>\na b ", "<think>\na b "), ("half a letter \ufffd", "half a letter ")]
 )
-def test_the_text_of_a_cut_response_is_rebuilt_for_older_rows_too(row: dict[str, Any], text: str) -> None:
-    assert truncation.text_of(row) == text
-
-
-def test_an_older_store_gets_the_new_columns_and_keeps_its_rows(tmp_path: Path) -> None:
-    """A trace made by an older distill is kept, can be shown, and can be continued."""
-    store, (wish,) = Store(tmp_path), wishes_for(LONG[:1])
-    with duckdb.connect(str(store.path)) as connection:
-        connection.execute("CREATE TABLE migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)")
-        for name in [name for name in schema.names() if name < "0004"]:
-            connection.execute((schema.MIGRATIONS / f"{name}.sql").read_text())
-            connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, schema.checksum(name)])
-        connection.execute(
-            "INSERT INTO traces BY NAME SELECT ? AS trace_key, 'length' AS finish, 'user: q' AS prompt, 'w0' AS thinking, "
-            "'' AS answer, false AS closed, [1, 2] AS token_ids, 2 AS max_tokens",
-            [wish.key],
-        )
-        connection.execute("INSERT INTO ingested VALUES ('traces', '', 1)")
-    with pytest.raises(InputError, match="made by an older distill; `distill run` brings it up to date"):
-        cli_traces.show(wish.key, Path("none.yaml"), tmp_path, False)
-    store.mend()
-    wish = replace(wish, sampling=Sampling(max_tokens=2))
-    (key,) = make(store, [wish], [100])
-    assert store.rows("SELECT prefix FROM traces WHERE trace_key = ?", [key]) == [{"prefix": "<think>\nw0"}]
+def test_half_a_letter_at_the_end_of_a_cut_response_is_sampled_again(cut: str, text: str) -> None:
+    assert truncation.text_of({"cut": cut}) == text
 
 
 # As a stage.

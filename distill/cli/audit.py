@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,14 @@ from distill.cli.table import render
 from distill.cli.table import show as show_rows
 from distill.evaluation import agreement
 from distill.evaluation.agreement import Agreement
-from distill.store import Store
 from distill.types import Outcome
-from pipeline.errors import InputError
 
 
 def diff_verifiers(
     a: str | None, b: str | None, pipeline: Path, workspace: Path | None, limit: int, as_json: bool
 ) -> None:
     store = store_at(pipeline, workspace)
-    with views(store):
-        found = agreement.compare(store, *agreement.choose(agreement.versions(store), a, b), limit)
+    found = agreement.compare(store, *agreement.choose(agreement.versions(store), a, b), limit)
     if as_json:
         print(json.dumps(asdict(found) | {"a": str(found.a), "b": str(found.b)}, ensure_ascii=False))
     else:
@@ -56,8 +51,7 @@ def _show(found: Agreement) -> None:
 
 def disagreements(pipeline: Path, workspace: Path | None, limit: int, as_json: bool) -> None:
     store = store_at(pipeline, workspace)
-    with views(store):
-        rows = store.rows("SELECT * FROM disagreements ORDER BY ALL LIMIT ?", [limit])
+    rows = store.rows("SELECT * FROM disagreements ORDER BY ALL LIMIT ?", [limit])
     show_rows(rows if as_json else [_brief(row) for row in rows], as_json)
 
 
@@ -72,14 +66,3 @@ def _brief(row: dict[str, Any]) -> dict[str, Any]:
         "which says": row["other_outcome"],
         "reason": row["other_reason"] or row["reason"],
     }
-
-
-@contextmanager
-def views(store: Store) -> Iterator[None]:
-    """Turn a missing view or column into an `InputError`: the store is from an older distill and not yet migrated."""
-    import duckdb
-
-    try:
-        yield
-    except (duckdb.CatalogException, duckdb.BinderException):
-        raise InputError(f"{store.path}: made by an older distill; `distill run` brings it up to date") from None

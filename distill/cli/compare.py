@@ -93,7 +93,7 @@ def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Ma
         found, why = now.manifest, ", ".join(now.reasons)
     except InputError as error:  # a file is gone since, but the scores of the last run are recorded
         found, why = None, str(error)
-    if found is not None and "pairs" in found.figures:
+    if found is not None:
         return found
     last = manifests.current(space.path, stage)
     if last is None or "pairs" not in last.figures or asked:

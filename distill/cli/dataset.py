@@ -11,7 +11,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from distill.cli import display
-from distill.cli.audit import views
 from distill.cli.open import load, software, store_at
 from distill.dataset import card as cards
 from distill.dataset import choice, facts, write
@@ -34,9 +33,8 @@ def export(
     force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
-    with views(store):
-        found = choice.chosen_by(store.path.parent, selection, asked)
-        rows = write.export(store, found, target, force, _text_of(pipeline, workspace))
+    found = choice.chosen_by(store.path.parent, selection, asked)
+    rows = write.export(store, found, target, force, _text_of(pipeline, workspace))
     if as_json:
         print(json.dumps({"traces": rows, "target": str(target)}))
     else:
@@ -48,7 +46,7 @@ def card(
     as_json: bool,
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
-    with views(store), store.reading() as connection:
+    with store.reading() as connection:
         found = choice.chosen_by(store.path.parent, selection, asked)
         if not write.choose(connection, found):
             raise InputError(f"{store.path}: holds no such trace; `distill traces stats` shows what it holds")

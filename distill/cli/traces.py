@@ -9,7 +9,6 @@ from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.cli.audit import views
 from distill.cli.open import aside, store_at
 from distill.cli.rows_file import check_output, write_parquet, write_rows
 from distill.cli.table import WIDTH, is_cut
@@ -44,23 +43,22 @@ def list_traces(
     after: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     store = store_at(pipeline, workspace)
-    with views(store):
-        chosen = chosen_by(store.path.parent, selection, {**asked, "rollouts": rollouts})
-        traces, condition, parameters = chosen.condition()
-        if after is not None:
-            last = find(store, after)
-            condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
-            parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
-        identity = ", o.model AS identity" if as_json else ""  # distinguishes two students of one stage
-        rows = store.rows(
-            f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
-            "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, "
-            f"coalesce(m.name, {SHORT.format('o.model')}) AS model, "
-            "o.outcome, o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, "
-            f"o.finish, t.answer{identity} FROM page o JOIN traces t USING (trace_key) "
-            f"LEFT JOIN ({NAMES}) m ON m.model = o.model ORDER BY o.created DESC, o.trace_key",
-            {**parameters, "limit": limit},
-        )
+    chosen = chosen_by(store.path.parent, selection, {**asked, "rollouts": rollouts})
+    traces, condition, parameters = chosen.condition()
+    if after is not None:
+        last = find(store, after)
+        condition += " AND (created < $created OR (created = $created AND trace_key > $trace_key))"
+        parameters |= {"created": last["created"], "trace_key": last["trace_key"]}
+    identity = ", o.model AS identity" if as_json else ""  # distinguishes two students of one stage
+    rows = store.rows(
+        f"WITH page AS (SELECT * FROM {traces} WHERE {condition} ORDER BY created DESC, trace_key LIMIT $limit) "
+        "SELECT o.trace_key[:12] AS trace, o.problem_id AS problem, "
+        f"coalesce(m.name, {SHORT.format('o.model')}) AS model, "
+        "o.outcome, o.verifier || ' ' || o.version AS verifier, o.thinking_tokens + o.answer_tokens AS tokens, "
+        f"o.finish, t.answer{identity} FROM page o JOIN traces t USING (trace_key) "
+        f"LEFT JOIN ({NAMES}) m ON m.model = o.model ORDER BY o.created DESC, o.trace_key",
+        {**parameters, "limit": limit},
+    )
     show_rows(rows, as_json)
 
 
@@ -128,21 +126,20 @@ def stream(result: Any, limit: int | None) -> Iterator[tuple[Any, ...]]:
 
 def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
     store = store_at(pipeline, workspace)
-    with views(store):
-        traces = store.rows(
-            "WITH newest AS (SELECT trace_key, arg_max(outcome, created) AS outcome FROM judgements GROUP BY 1) "
-            f"SELECT coalesce(m.name || ' ', '') || {SHORT.format('t.model')} AS model, p.source, count(*) AS traces, "
-            "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
-            "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
-            "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') "
-            "AS incorrect, count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
-            "count(*) FILTER (t.finish = 'length') AS truncated, count(*) FILTER (t.finish = 'refused') AS refused, "
-            "count(*) FILTER (t.finish = 'empty') AS empty "
-            "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
-            f"LEFT JOIN ({NAMES}) m ON m.model = t.model "
-            "WHERE t.finish <> 'step' AND t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
-        )
-        verifiers = store.rows("SELECT * FROM verifier_rates ORDER BY ALL")
+    traces = store.rows(
+        "WITH newest AS (SELECT trace_key, arg_max(outcome, created) AS outcome FROM judgements GROUP BY 1) "
+        f"SELECT coalesce(m.name || ' ', '') || {SHORT.format('t.model')} AS model, p.source, count(*) AS traces, "
+        "round(avg(t.thinking_tokens + t.answer_tokens), 1) AS tokens_each, "
+        "sum(t.thinking_tokens + t.answer_tokens)::BIGINT AS tokens, "
+        "count(*) FILTER (v.outcome = 'correct') AS correct, count(*) FILTER (v.outcome = 'incorrect') "
+        "AS incorrect, count(*) FILTER (v.outcome = 'unverifiable') AS unverifiable, "
+        "count(*) FILTER (t.finish = 'length') AS truncated, count(*) FILTER (t.finish = 'refused') AS refused, "
+        "count(*) FILTER (t.finish = 'empty') AS empty "
+        "FROM traces t LEFT JOIN newest v USING (trace_key) LEFT JOIN prompts p USING (prompt_key) "
+        f"LEFT JOIN ({NAMES}) m ON m.model = t.model "
+        "WHERE t.finish <> 'step' AND t.trace_key NOT IN (SELECT trace_key FROM rollouts) GROUP BY ALL ORDER BY ALL"
+    )
+    verifiers = store.rows("SELECT * FROM verifier_rates ORDER BY ALL")
     for kind, rows in (("traces", traces), ("verifier", verifiers)):
         show_rows([{"kind": kind, **row} if as_json else row for row in rows], as_json)
         if kind == "traces" and not as_json:
@@ -152,12 +149,11 @@ def stats(pipeline: Path, workspace: Path | None, as_json: bool) -> None:
 def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> None:
     store = store_at(pipeline, workspace)
     trace = find(store, key)
-    with views(store):
-        verdicts = store.rows(
-            "SELECT v.verifier, v.version, v.outcome, v.score, v.reason, v.evidence, p.reference FROM judgements v "
-            "LEFT JOIN problems p USING (problem_key) WHERE v.trace_key = ? ORDER BY v.created, v.verdict_key",
-            [trace["trace_key"]],
-        )
+    verdicts = store.rows(
+        "SELECT v.verifier, v.version, v.outcome, v.score, v.reason, v.evidence, p.reference FROM judgements v "
+        "LEFT JOIN problems p USING (problem_key) WHERE v.trace_key = ? ORDER BY v.created, v.verdict_key",
+        [trace["trace_key"]],
+    )
     rollout = store.rows("SELECT * EXCLUDE (trace_key) FROM rollouts WHERE trace_key = ?", [trace["trace_key"]])
     losses = store.rows(
         "SELECT run, list(loss ORDER BY epoch) AS losses FROM trace_losses WHERE trace_key = ? GROUP BY 1 ORDER BY 1",
@@ -183,14 +179,13 @@ def show(key: str, pipeline: Path, workspace: Path | None, as_json: bool) -> Non
 
 
 def find(store: Store, key: str) -> dict[str, Any]:
-    with views(store):
-        rows = store.rows(
-            "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs, forced, cut), len(t.forced) AS forced_tokens, "
-            "list_sort((SELECT list(continued_by) FROM continuations c WHERE c.trace_key = t.trace_key)) "
-            "AS continued_by, p.problem_id, p.source, p.difficulty "
-            "FROM traces t LEFT JOIN prompts p USING (prompt_key) WHERE starts_with(t.trace_key, ?) LIMIT 2",
-            [key],
-        )
+    rows = store.rows(
+        "SELECT t.* EXCLUDE (prompt_ids, token_ids, logprobs, forced, cut), len(t.forced) AS forced_tokens, "
+        "list_sort((SELECT list(continued_by) FROM continuations c WHERE c.trace_key = t.trace_key)) "
+        "AS continued_by, p.problem_id, p.source, p.difficulty "
+        "FROM traces t LEFT JOIN prompts p USING (prompt_key) WHERE starts_with(t.trace_key, ?) LIMIT 2",
+        [key],
+    )
     if not rows:
         raise InputError(f"no trace begins with {key!r}; `distill traces list` shows some")
     if len(rows) > 1:

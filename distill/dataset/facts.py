@@ -1,7 +1,6 @@
 """The facts of a data card as plain data, read from the store and the manifests of its stages; nothing is assumed.
 
-What was not measured is None or empty, and the card says so. The evidence of curation and the bills of endpoints are
-included if the store has them (the tables `curation` and `calls`).
+What was not measured is None or empty, and the card says so.
 """
 
 from __future__ import annotations
@@ -118,11 +117,10 @@ def _example(connection: duckdb.DuckDBPyConnection) -> str | None:
 
 def _funnel(connection: duckdb.DuckDBPyConnection, choice: Choice) -> list[dict[str, Any]]:
     """From generated to kept: by reason of rejection if there is a selection, else by the newest verdict."""
-    of_run = "AND (run IS NULL OR run = $run)" if "rejections" in _tables(connection) else "AND $run IS NOT NULL"
     rows = _rows(
         connection,
         "SELECT outcome, sum(traces)::BIGINT AS traces, sum(tokens)::BIGINT AS tokens FROM funnel "
-        f"WHERE collection = $collection {of_run} GROUP BY outcome",
+        "WHERE collection = $collection AND (run IS NULL OR run = $run) GROUP BY outcome",
         {"collection": choice.collection, "run": choice.run},
     )
     rows.sort(key=lambda row: (row["outcome"] != "kept", -row["traces"], row["outcome"]))
@@ -150,8 +148,6 @@ def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> li
     """For each evaluation set, how many problems overlap with it according to curation, and how many of these are
     among the chosen, even if there are none. None if no overlap was looked for."""
     curations = {m.fingerprint: m for m in chain if m.identity.kind in ("curate", "curate-traces")}
-    if "curation" not in _tables(connection):
-        return None
     rows = _rows(
         connection,
         "SELECT evaluation, count(DISTINCT problem_key) AS problems, "
@@ -168,8 +164,6 @@ def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> li
 
 def _cost(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
     """What the endpoints billed for the chosen traces and for all calls; None if nothing was billed."""
-    if "calls" not in _tables(connection):
-        return None
     row = _rows(
         connection,
         "SELECT sum(cost)::DOUBLE AS total, "
@@ -177,10 +171,6 @@ def _cost(connection: duckdb.DuckDBPyConnection) -> dict[str, Any] | None:
         "FROM calls",
     )[0]
     return row if row["total"] else None
-
-
-def _tables(connection: duckdb.DuckDBPyConnection) -> set[str]:
-    return {row["table_name"] for row in _rows(connection, "SELECT table_name FROM duckdb_tables()")}
 
 
 def _name(chain: list[Manifest], workspace: Path) -> str:

@@ -41,7 +41,7 @@ def behind(connection: duckdb.DuckDBPyConnection, directory: Path) -> bool:
         return True
     if _row_counts(connection, [directory / TABLE / name for name in listed]) != list(listed.values()):
         return True
-    return count_rows(connection, "trace_keys") != sum(listed.values()) or count_rows(connection, COLUMNS) > 0
+    return count_rows(connection, "trace_keys") != sum(listed.values())
 
 
 def _row_counts(connection: duckdb.DuckDBPyConnection, paths: Sequence[Path]) -> list[int]:
@@ -66,14 +66,13 @@ def take(connection: duckdb.DuckDBPyConnection, directory: Path, waiting: Sequen
     unlisted = [path for path in shards.pending(directory, TABLE) if path.name not in listed]
     for group in shards.grouped(whole([*unlisted, *waiting]), GROUP):
         _take_group(connection, directory, group)
-    _unload(connection, directory)
     _merge_small(connection, directory)
     return count_rows(connection, "trace_keys") - before
 
 
 def files(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
     """The files that the view reads, with the number of rows of each."""
-    sql = "SELECT journal, added FROM ingested WHERE table_name = ? AND journal <> '' ORDER BY journal"
+    sql = "SELECT journal, added FROM ingested WHERE table_name = ? ORDER BY journal"
     return dict(connection.execute(sql, [TABLE]).fetchall())
 
 
@@ -136,7 +135,6 @@ def _forget_lost(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
     if not lost and keys == sum(listed.values()):
         return
     with schema.transaction(connection):
-        connection.execute("DELETE FROM ingested WHERE table_name = ? AND journal = ''", [TABLE])
         _remove_files(connection, lost)
         _recreate_view(connection)
         connection.execute("DELETE FROM trace_keys")
@@ -146,18 +144,6 @@ def _forget_lost(connection: duckdb.DuckDBPyConnection, directory: Path) -> None
 def _add_keys(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> None:
     if names := [str(path) for path in paths]:
         connection.execute("INSERT INTO trace_keys SELECT trace_key FROM read_parquet(?)", [names])
-
-
-def _unload(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:
-    """Move rows that an older distill kept in the database itself into a file, unless the journal has them."""
-    if not count_rows(connection, COLUMNS):
-        return
-    sql = f"SELECT * FROM {COLUMNS} ANTI JOIN trace_keys USING (trace_key)"
-    final = directory / TABLE / shards.fresh_name()
-    rows = shards.merge(final, TABLE, shards.batches(connection, sql))
-    with schema.transaction(connection):
-        connection.execute(f"DELETE FROM {COLUMNS}")
-        _add_files(connection, {final: rows} if rows else {}, known=False)
 
 
 def _merge_small(connection: duckdb.DuckDBPyConnection, directory: Path) -> None:

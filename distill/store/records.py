@@ -129,7 +129,7 @@ def record_members(store: Store, members: Sequence[tuple[str, str]]) -> str:
     store.append(
         "members",
         [
-            {"collection": collection, "position": i, "label": label, "row_key": key, "reason": None}
+            {"collection": collection, "position": i, "label": label, "row_key": key}
             for i, (label, key) in enumerate(members)
         ],
     )

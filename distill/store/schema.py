@@ -1,8 +1,8 @@
-"""The store's schema: ordered, named migrations, each applied in its own transaction.
+"""The store's schema and its version: numbered SQL files, each applied in its own transaction.
 
-A new store gets all of them in one, which takes half the time. The SQL files in ``migrations/`` are the only
-definition of the schema; the Arrow schemas of the shards and the documentation are derived from a database that
-they have made.
+``migrations/0001_initial.sql`` makes version 1, and each later file the next version from the one before it. They are
+the only definition of the schema; the Arrow schemas of the shards and the documentation are derived from a database
+that they have made.
 """
 
 from __future__ import annotations
@@ -47,56 +47,53 @@ COLUMNS = {"traces": "trace_columns"}
 """For tables that are really views: the table that defines their columns."""
 
 
-def names() -> list[str]:
-    return sorted(path.stem for path in MIGRATIONS.glob("*.sql"))
+class Older(InputError):
+    """The store has an older version of the schema; the next writer brings it up to date."""
 
 
-def checksum(name: str) -> str:
-    return content_hash((MIGRATIONS / f"{name}.sql").read_text())
+def versions() -> dict[int, str]:
+    """The SQL of each version of the schema, from 1."""
+    return {int(path.stem[:4]): path.read_text() for path in sorted(MIGRATIONS.glob("*.sql"))}
 
 
-def applied(connection: duckdb.DuckDBPyConnection) -> dict[str, str | None]:
-    """The applied migrations by name, each with its checksum at that time."""
-    columns = "SELECT column_name FROM duckdb_columns() WHERE table_name = 'migrations'"
-    known = {row[0] for row in connection.execute(columns).fetchall()}
-    if not known:
-        return {}
-    what = "checksum" if "checksum" in known else "NULL"
-    return dict(connection.execute(f"SELECT name, {what} FROM migrations ORDER BY name").fetchall())
-
-
-def check_version(connection: duckdb.DuckDBPyConnection, path: str) -> None:
-    """Refuse a store that was written by another program, by a newer distill, or by an unreleased one whose migrations
-    have changed since."""
-    found = applied(connection)
-    if not found and (others := connection.execute("SELECT table_name FROM duckdb_tables() ORDER BY 1").fetchall()):
-        raise InputError(f"{path}: another program's database (it holds {others[0][0]}); choose another workspace")
-    if unknown := sorted(set(found) - set(names())):
-        raise InputError(f"{path}: written by a newer distill (it knows {unknown[-1]}); upgrade distill to read it")
-    if changed := [name for name, was in found.items() if was != checksum(name)]:
+def version(connection: duckdb.DuckDBPyConnection, path: str) -> int:
+    """The version of a store's schema, 0 if it is empty. Raises `InputError` if the store was made by another program,
+    a newer distill, or a development version of it, whose SQL was different."""
+    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    known, found = versions(), {}
+    if "schema_versions" in tables:
+        found = dict(connection.execute("SELECT version, checksum FROM schema_versions").fetchall())
+    elif tables and not {"migrations", "ingested"} <= tables:
+        raise InputError(f"{path}: another program's database (it holds {min(tables)}); choose another workspace")
+    newest = max(found, default=0)
+    if newest > max(known):
+        what = f"its schema is version {newest}, and this distill knows {max(known)}"
+        raise InputError(f"{path}: written by a newer distill ({what}); upgrade distill to use it")
+    if (tables and not found) or any(content_hash(known[number]) != was for number, was in found.items()):
         raise InputError(
-            f"{path}: written by an unreleased distill with a different {changed[0]}; move the workspace away, "
-            "or go back to that distill"
+            f"{path}: made by a development version of distill, which this one cannot use; move the workspace away or "
+            "remove it, then run the same command again"
         )
+    return newest
 
 
-def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> bool:
-    """Apply missing migrations; returns whether there were any. DDL is checkpointed at once, since replaying it
-    from a write-ahead log is a weak spot of DuckDB (duckdb/duckdb#19712)."""
-    check_version(connection, path)
-    wanted = missing(connection)
-    new = len(wanted) == len(names())
-    for together in [wanted] if new else [[name] for name in wanted]:
+def check(connection: duckdb.DuckDBPyConnection, path: str) -> None:
+    """Raise `Older` or another `InputError` unless the store has the newest version of the schema."""
+    if version(connection, path) < max(versions()):
+        raise Older(f"{path}: made by an older distill; `distill run` brings it up to date")
+
+
+def migrate(connection: duckdb.DuckDBPyConnection, path: str = "store") -> None:
+    """Bring a store, or an empty database, up to date. DDL is checkpointed at once, since replaying it from a
+    write-ahead log is a weak spot of DuckDB (duckdb/duckdb#19712)."""
+    old = version(connection, path)
+    wanted = {number: sql for number, sql in versions().items() if number > old}
+    for number, sql in wanted.items():
         with transaction(connection):
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS migrations (name VARCHAR, checksum VARCHAR, applied TIMESTAMP)"
-            )
-            for name in together:
-                connection.execute((MIGRATIONS / f"{name}.sql").read_text())
-                connection.execute("INSERT INTO migrations VALUES (?, ?, now())", [name, checksum(name)])
+            connection.execute(sql)
+            connection.execute("INSERT INTO schema_versions VALUES (?, ?, now())", [number, content_hash(sql)])
     if wanted:
         connection.execute("CHECKPOINT")
-    return bool(wanted)
 
 
 @contextmanager
@@ -118,12 +115,6 @@ def transaction(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 def count_rows(connection: duckdb.DuckDBPyConnection, table: str) -> int:
     ((found,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
     return int(found)
-
-
-def missing(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """The migrations that a store lacks."""
-    known = applied(connection)
-    return [name for name in names() if name not in known]
 
 
 @cache

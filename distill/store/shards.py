@@ -90,7 +90,7 @@ def _row_groups(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the columns of ``schema``; those that an older distill did not have are null."""
+    """The table with the columns of ``schema``; those that an older version of it lacks are null."""
     import pyarrow as pa
 
     if table.schema.equals(schema):

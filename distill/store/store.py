@@ -113,26 +113,25 @@ class Store:
 
     def mend(self) -> None:
         """Remake a store that cannot be opened, restore lost rows from the journal (after an older copy was put
-        back, or a torn tail), and migrate the store of an older distill. Called by whoever holds the workspace's
-        lock, before anything reads."""
+        back, or a torn tail), and bring the store of an older distill up to date. Called by whoever holds the
+        workspace's lock, before anything reads."""
         for directory in (self.shards, self.journal):
             make_directory(directory)
         if self._deleted():
-            self._note(f"{self.path}: was missing; remade from the journal")
             self.ingest()
+            self._note(f"{self.path}: was missing; remade from the journal")
         if not self.path.exists():
             return
         try:
             with self.reading() as connection:
-                old = bool(schema.missing(connection))
-                behind = list(schema.KEYS) if old else self._behind(connection)
-        except Damaged:
-            old, behind = True, list(schema.KEYS)
-        if behind or old:
+                behind = self._behind(connection)
+        except (Damaged, schema.Older):
+            behind = list(schema.KEYS)
+        if behind:
             with self._writing() as connection:
                 brought = sum(self._replay(connection, table) for table in behind)
                 connection.execute("CHECKPOINT")
-            if brought and not old:
+            if brought:
                 self._note(f"{self.path}: lacked {brought} rows; restored from the journal")
 
     def _behind(self, connection: duckdb.DuckDBPyConnection) -> list[str]:
@@ -223,6 +222,9 @@ class Store:
             if disk_is_full(error):
                 what = "no space left on the disk, or in your quota; free some and run the same command again"
                 raise InputError(f"{self.path}: {what}") from None
+            if isinstance(error, duckdb.BinderException):  # it has a column that the table lacks
+                what = f"written by another version of distill ({first_line(error)})"
+                raise InputError(f"{self.journal}: {what}; use that one, or move the workspace away") from None
             wrong = InputError if opening.DISK.search(str(error)) else PipelineError
             raise wrong(f"{self.path}: cannot be made: {first_line(error)}") from None
         os.replace(temporary, self.path)
@@ -244,7 +246,7 @@ class Store:
             ) from None
         try:
             if (stamp := (self.path, self.path.stat().st_mtime_ns)) not in _checked:
-                schema.check_version(connection, str(self.path))
+                schema.check(connection, str(self.path))
                 _checked.add(stamp)
             yield connection
         except duckdb.Error as error:

@@ -284,6 +284,5 @@ def run_identity(settings: LearnerSettings, examples: Sequence[Example] = ()) ->
     timeless = replace(settings, checkpoint_steps=None, checkpoint_seconds=None, threads=1, micro_batch_tokens=1)
     digest = hashlib.blake2b(repr(timeless).encode(), digest_size=16)
     for example in examples:
-        # 1.0 stands for a weight that examples once had: runs that were begun then still resume
-        digest.update(repr((example.key, example.input_ids, example.labels_mask, 1.0)).encode())
+        digest.update(repr((example.key, example.input_ids, example.labels_mask)).encode())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ which is how the embedded models are pretrained. Both are torch's own.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,7 +37,7 @@ class OptimizerSettings:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     clip: float = 1.0
-    own_rates: tuple[tuple[str, float], ...] = field(default=(), repr=False)  # no repr: older runs still resume
+    own_rates: tuple[tuple[str, float], ...] = ()
 
     def scale(self, step: int, total: int) -> float:
         """The factor on the peak learning rate for update ``step`` (from 0) of ``total``."""
