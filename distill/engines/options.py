@@ -118,7 +118,7 @@ class OpenAIOptions(Settings):
 
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, AfterValidator(_address)]
-    """The endpoint's address, `http(s)://host/path`. It is part of each trace's key; a trailing slash is ignored."""
+    """The endpoint's address, often `https://host/v1`. It is part of each trace's key; a trailing slash is ignored."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
         Operational(),
