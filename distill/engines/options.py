@@ -126,7 +126,7 @@ class OpenAIOptions(Settings):
 
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, AfterValidator(_address)]
-    """The endpoint's address, `http(s)://host/path`. It is part of each trace's key; a trailing slash is ignored."""
+    """The endpoint's address, often `https://host/v1`. It is part of each trace's key; a trailing slash is ignored."""
     identity: Annotated[str | None, Field(min_length=1)] = None
     """Stands in for `base_url` in each trace's key. Set it where a server's address changes from job to job (Slurm), or
     to an old address after a move, so that what was sampled there is found."""
