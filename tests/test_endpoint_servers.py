@@ -143,3 +143,14 @@ def test_keys_do_not_change_with_the_addresses_under_one_identity() -> None:
 def test_an_address_is_named_once() -> None:
     with pytest.raises(ValueError, match="also_at: names an address twice, or that of base_url"):
         options("http://node1/v1", "http://node1/v1/")
+
+
+def test_a_server_that_asks_for_a_pause_holds_up_no_other(nodes: tuple[Server, Server]) -> None:
+    """It asks for most of an hour. The other one answers all that its callers do not hold."""
+    nodes[0].otherwise = status(429, Retry_After="3000")
+    chosen = options(nodes[0].url, nodes[1].url, retries=5, timeout=3600)
+    with closing(openai.open(Model("tiny", "tiny"), chosen, lambda text: None)) as engine:
+        arriving = engine.generate(iter([asked(p) for p in PROMPTS]))
+        made = {next(arriving).key for _ in range(len(PROMPTS) - 4)}
+        arriving.close()
+    assert len(made) == len(PROMPTS) - 4

@@ -57,7 +57,7 @@ def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], C
     """
     check_options(options)
     each = [options.model_copy(update={"base_url": address}) for address in options.addresses]
-    servers = [Server(Endpoint(model.source, at, checked_key(at, note)), options.concurrency) for at in each]
+    servers = [Server(Endpoint(model.source, at, checked_key(at, note)), at) for at in each]
     return OpenAIEngine(model, options, servers, note, calls() if calls else CallLog())
 
 
@@ -82,7 +82,6 @@ class OpenAIEngine:
         self.url = servers[0].url + (f" and {len(servers) - 1} more" if len(servers) > 1 else "")
         self._servers, self._options, self._note, self._calls = servers, options, note, calls
         self._budget = pacing.SpendingCap(options.max_cost, options.max_total_tokens, calls.spent)
-        self._pace = pacing.Pace(options.requests_per_minute, options.tokens_per_minute)
         self._usual = pacing.Usual()
         self._failure: BaseException | None = None
         self._handed_back: deque[Request] = deque()
@@ -320,7 +319,7 @@ class OpenAIEngine:
             self._leave(server, why, wait)
             raise Stopped(f"{server.url}: {why}; run the same command again then")
         if wait:
-            self._pace.hold(wait)
+            server.pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)
 
     async def _try(self, line: Line, request: Request, key: str) -> Reply:
@@ -334,7 +333,7 @@ class OpenAIEngine:
                 raise self._cap(most)
             try:
                 estimate = self._usual.estimate(most.total_tokens)
-                await self._pace.turn(estimate)
+                await server.pace.turn(estimate)
                 if self._failure:
                     raise Abandoned
                 call, progress = self._calls.begin(key, most), Progress()
@@ -351,7 +350,7 @@ class OpenAIEngine:
                 return reply
             finally:
                 self._budget.settle(most, bill)
-                self._pace.settle(estimate, bill.total_tokens)
+                server.pace.settle(estimate, bill.total_tokens)
         except TryAgain as problem:
             too_much = problem.too_much
             raise

@@ -131,8 +131,9 @@ class OpenAIOptions(Settings):
     """Stands in for `base_url` in each trace's key. Set it where a server's address changes from job to job (Slurm), or
     to an old address after a move, so that what was sampled there is found."""
     also_at: Annotated[list[Annotated[str, AfterValidator(_address)]], Operational(), Field(default_factory=list)]
-    """More addresses of the same model, such as a vLLM on each node. Calls are spread over all of them, with
-    `concurrency` at each. One that fails after all `retries` is left out for a minute; the others take its calls."""
+    """More addresses of the same model, such as a vLLM on each node. Calls are spread over all of them; `concurrency`
+    and rates are those of each, caps those of all. One that fails after all `retries` is left out for a minute; the
+    others take its calls."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
         Operational(),

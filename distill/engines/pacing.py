@@ -40,7 +40,7 @@ class Meter:
 
 
 class Pace:
-    """Limits requests and tokens per minute; if the server asks for a pause, all calls pause."""
+    """Limits requests and tokens per minute; if the server asks for a pause, all calls to it pause."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         self._requests, self._tokens = Meter(requests_per_minute), Meter(tokens_per_minute)

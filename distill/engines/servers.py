@@ -1,4 +1,4 @@
-"""The servers of one model: each address with its own number of concurrent calls, and whether it is down.
+"""The servers of one model: each address with its own limits on calls, and whether it is down.
 
 Every caller belongs to one server and takes the next request that waits, so a faster server gets more of them. A server
 that fails after all tries rests for a while if another one still answers; its callers hand their requests back.
@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from distill.engines.concurrency import Concurrency
 from distill.engines.endpoint import Endpoint
+from distill.engines.options import OpenAIOptions
+from distill.engines.pacing import Pace
 
 if TYPE_CHECKING:
     import httpx2
@@ -25,8 +27,9 @@ class Server:
     """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, and has not
     answered since."""
 
-    def __init__(self, endpoint: Endpoint, most: int) -> None:
-        self.endpoint, self.concurrency = endpoint, Concurrency(most)
+    def __init__(self, endpoint: Endpoint, options: OpenAIOptions) -> None:
+        self.endpoint, self.concurrency = endpoint, Concurrency(options.concurrency)
+        self.pace = Pace(options.requests_per_minute, options.tokens_per_minute)
         self.answers, self.down = 0, False
         self._rests_until = 0.0
 
