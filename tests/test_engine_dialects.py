@@ -151,6 +151,16 @@ def test_a_begun_response_is_continued(
         assert fields.items() <= last(server).items()
 
 
+def test_servers_that_leave_special_tokens_out_are_asked_for_them(server: Server) -> None:
+    """Think tags may be among them. A field that a server does not know is left to those that have it."""
+    sample(server, request("p"), dialect="vllm")
+    assert last(server)["skip_special_tokens"] is False
+    sample(server, request("p"), dialect="vllm", extra_body={"skip_special_tokens": True})
+    assert last(server)["skip_special_tokens"] is True
+    sample(server, request("p"))
+    assert "skip_special_tokens" not in last(server)
+
+
 def test_text_after_closed_thinking_is_answer_whatever_the_server_calls_it(server: Server) -> None:
     """vLLM's parser has not seen the end of the thinking and takes all that follows for thinking."""
     server.scripts = {"p": [reply(None, reasoning=" is 4")]}

@@ -64,6 +64,7 @@ def body(
         "messages": [dict(message) for message in request.messages],
         dialect.limit_field: sampling.max_tokens,
         "temperature": sampling.temperature,
+        **dialect.always,
     }
     if sampling.temperature > 0:
         if dialect.seed_field:

@@ -37,15 +37,19 @@ class Dialect:
     """Empty if the server refuses seeds."""
     limit_field: str = "max_tokens"
     """OpenAI's newer models know the newer name only, all other servers this one."""
+    always: Mapping[str, Any] = field(default_factory=dict)
+    """Added to every call. Think tags may be special tokens, which some servers leave out of the text."""
     counts_when_asked: bool = True
     """Whether a stream ends with token counts only if ``stream_options`` asks for them. False: it always does, and the
     server refuses that field."""
 
 
+TAGS_KEPT = {"skip_special_tokens": False}
+
 DIALECTS: Mapping[str, Dialect] = {
     "openai": Dialect(),
-    "vllm": Dialect(prefix={}, body={"continue_final_message": True, "add_generation_prompt": False}),
-    "sglang": Dialect(prefix={}, body={"continue_final_message": True}),
+    "vllm": Dialect(prefix={}, body={"continue_final_message": True, "add_generation_prompt": False}, always=TAGS_KEPT),
+    "sglang": Dialect(prefix={}, body={"continue_final_message": True}, always=TAGS_KEPT),
     "deepseek": Dialect(
         prefix={"prefix": True}, thinking_field="reasoning_content", base_url="https://api.deepseek.com/beta"
     ),
