@@ -2,7 +2,9 @@
 
 Rules are pure functions of what the steps have reported (`History`), so a killed run raises the same alarms
 at the same steps. Each compares the last ``window`` steps with the first, gives its evidence, and is raised once.
-An alarm proves nothing: it shows where to look. `rl.guard` acts on alarms and measures the held-out problems.
+Only steps with the same length limit are compared: where more tokens are allowed, more answers are right, and no policy
+has changed. An alarm proves nothing: it shows where to look. `rl.guard` acts on alarms and measures the held-out
+problems.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill.evaluation.statistics import paired_difference
-from pipeline.stage import Settings
+from distill.evaluation.statistics import clustered_mean, paired_difference
+from pipeline.stage import Settings, later
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,17 +28,20 @@ class AlarmSettings(Settings):
     and distinct answers to 0.75 of what they were, lengths stay, and the log-probability gap is below 1e-6."""
 
     window: Annotated[int, Field(ge=1)] = 10
-    """The last steps are compared with the first, this many each, once there are twice as many. `no_gradient`: nothing
-    was learned for this many steps in a row, for example because all rewards of a group are equal."""
+    """The last steps are compared with the first (of the present stage of `lengths`, if there are any), this many each,
+    once there are twice as many. `no_gradient`: nothing was learned for this many steps in a row, for example because
+    all rewards of a group are equal."""
     reward_rise: Positive = 0.1
     """`hacking`: the training reward rose by at least this much..."""
     heldout_share: Share = 0.25
     """...and held-out pass@1, at the upper end of its 95% interval, by less than this share of it."""
+    heldout_fall: Share = later(0.1)
+    """`worse`: held-out pass@1, at the upper end of its 95% interval, fell by at least this much from its best."""
     format_rise: Positive = 0.1
-    """`format_only`: another component rose by this much, and the one that judges correctness by less than
-    `heldout_share` of it."""
+    """`format_only`: another verifier with a weight above 0 rose by this much, and the one that judges correctness by
+    less than `heldout_share` of it."""
     length_ratio: Annotated[float, Field(gt=1)] = 2.0
-    """`length`: responses became this many times longer or shorter than at first, within a stage of `lengths`."""
+    """`length`: responses became this many times longer or shorter than at first."""
     entropy_share: Share = 0.1
     """`entropy`: it fell below this share of its first value, and the reward did not rise."""
     distinct_share: Share = 0.5
@@ -61,11 +66,14 @@ class Alarm:
 class History:
     """What the steps have reported: metrics by name and step (from 1), and the scores of held-out problems by the step
     (from 0) at which they were measured. ``judge`` is the reward component that decides correctness, ``others`` are
-    the verifiers beside it. ``stages`` are the last steps of length stages, after which responses may be longer."""
+    the verifiers that are rewarded beside it. ``stages`` are the last steps of length stages, after which responses may
+    be longer. ``reward`` is the metric that says how well the policy does on training problems: where problems are
+    chosen by their pass rate, the mean reward follows the choice."""
 
     judge: str = ""
     others: Sequence[str] = ()
     stages: Sequence[int] = ()
+    reward: str = "reward"
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
     heldout: dict[int, Mapping[str, Sequence[float]]] = field(default_factory=dict)
 
@@ -81,8 +89,13 @@ class History:
             return sum(values)  # fsum refuses infinities of both signs
         return math.fsum(values) / len(values) if values else math.nan
 
-    def change(self, name: str, step: int, window: int, since: int = 0) -> tuple[float, float]:
-        """(mean of the first steps after ``since``, mean of the last); both NaN until there is enough to compare."""
+    def since(self, step: int) -> int:
+        """The step after which the length limit has been that of ``step``."""
+        return max((stage for stage in self.stages if stage < step), default=0)
+
+    def change(self, name: str, step: int, window: int) -> tuple[float, float]:
+        """(mean of the first steps under this length limit, of the last); both NaN until there is enough to compare."""
+        since = self.since(step)
         if step < since + 2 * window:
             return math.nan, math.nan
         return self.mean(name, since + 1, since + window), self.mean(name, step - window + 1, step)
@@ -100,20 +113,37 @@ Rule = Callable[[History, int, AlarmSettings], Cause | None]
 
 
 def hacking(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    """Rewards rise while held-out problems are solved no better. Checked at the steps that measured them."""
-    rise = history.rise("reward", step, limits.window)
-    if step not in history.heldout or 0 not in history.heldout or not rise >= limits.reward_rise:
+    """Rewards rise while held-out problems are solved no better. Checked at the steps that measured them, and compared
+    with the last ones before the present length limit."""
+    rise = history.rise(history.reward, step, limits.window)
+    first = max((measured for measured in history.heldout if measured <= history.since(step)), default=None)
+    if step not in history.heldout or first is None or not rise >= limits.reward_rise:
         return None
-    gain, needed = paired_difference(history.heldout[0], history.heldout[step]), limits.heldout_share * rise
+    gain, needed = paired_difference(history.heldout[first], history.heldout[step]), limits.heldout_share * rise
     if gain.high >= needed:
         return None
     change = f"changed by {gain.value:+.2f} (95%: {gain.high:+.2f} at most)"
-    evidence = f"the training reward rose by {rise:.2f}, held-out pass@1 {change}"
+    what = "the training reward" if history.reward == "reward" else "the share of training problems solved"
+    evidence = f"{what} rose by {rise:.2f}, held-out pass@1 {change}"
     return evidence, gain.high, needed
 
 
+def worse(history: History, step: int, limits: AlarmSettings) -> Cause | None:
+    """Held-out problems are solved less often than they once were, whatever the reward does."""
+    means = {at: clustered_mean(scores).value for at, scores in history.heldout.items() if at <= step}
+    if step not in means:
+        return None
+    best = max(means, key=lambda at: (means[at], -at))
+    change = paired_difference(history.heldout[best], history.heldout[step])
+    if change.high > -limits.heldout_fall:
+        return None
+    evidence = f"held-out pass@1 fell from {means[best]:.2f} (step {best}) to {means[step]:.2f}"
+    return evidence, change.high, -limits.heldout_fall
+
+
 def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    right = history.rise(f"reward/{history.judge}", step, limits.window)
+    solved = f"reward/{history.judge}" if history.reward == "reward" else history.reward
+    right = history.rise(solved, step, limits.window)
     rises = {name: history.rise(f"reward/{name}", step, limits.window) for name in history.others}
     for name, rise in rises.items():
         if rise >= limits.format_rise and right < limits.heldout_share * rise:
@@ -123,8 +153,7 @@ def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | N
 
 
 def length(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    since = max((stage for stage in history.stages if stage < step), default=0)
-    before, now = history.change("length", step, limits.window, since)
+    before, now = history.change("length", step, limits.window)
     ratio = now / before if before else math.nan
     if not (ratio >= limits.length_ratio or ratio <= 1 / limits.length_ratio):
         return None
@@ -135,7 +164,7 @@ def _fell(history: History, step: int, window: int, metric: str, share: float, w
     """A metric fell below ``share`` of its first mean while the reward did not rise, or is unknown. A policy that gets
     certain because it is right is fine."""
     before, now = history.change(metric, step, window)
-    rise = history.rise("reward", step, window)
+    rise = history.rise(history.reward, step, window)
     if not now < share * before or rise > 0 or math.isinf(before):  # any number is less than infinity
         return None
     why = "no reward is known that would explain it" if math.isnan(rise) else "the reward did not rise"
@@ -183,6 +212,7 @@ def no_gradient(history: History, step: int, limits: AlarmSettings) -> Cause | N
 
 RULES: Mapping[str, Rule] = {
     "hacking": hacking,
+    "worse": worse,
     "format_only": format_only,
     "length": length,
     "entropy": entropy,

@@ -51,27 +51,37 @@ class PassRates:
 
     def __init__(self, before: Mapping[str, Tally] | None = None) -> None:
         self._before = dict(before or {})
-        self._groups: dict[int, dict[str, list[bool]]] = defaultdict(dict)
+        self._groups: dict[int, dict[str, list[bool | None]]] = defaultdict(dict)
 
-    def add(self, step: int, passes: Iterable[tuple[str, bool]]) -> None:
-        """Record the judged rollouts of ``step`` (from 1): the problem's id, and whether it was solved. A step that is
-        recorded twice counts once."""
-        groups: dict[str, list[bool]] = defaultdict(list)
+    def add(self, step: int, passes: Iterable[tuple[str, bool | None]]) -> None:
+        """Record the rollouts of ``step`` (from 1): the problem's id, and whether it was solved, None if nobody could
+        judge. A step that is recorded twice counts once."""
+        groups: dict[str, list[bool | None]] = defaultdict(list)
         for problem, passed in passes:
             groups[problem].append(passed)
         self._groups[step] = groups
 
     def at(self, step: int) -> dict[str, Tally]:
-        """What is known when ``step`` (from 0) draws: the results of the steps before it."""
+        """What is known when ``step`` (from 0) draws: the results of the steps before it. A first group that nobody
+        could judge counts as if it had solved nothing, which taught as little: left untried, a problem that cannot be
+        judged would soon be drawn before all others."""
         known = dict(self._before)
         for number in sorted(n for n in self._groups if n <= step):
-            for problem, passed in self._groups[number].items():
+            for problem, passes in self._groups[number].items():
                 solved, tries = known.get(problem, (0.0, 0.0))
-                known[problem] = solved / 2 + sum(passed), tries / 2 + len(passed)
+                if judged := _judged(passes):
+                    known[problem] = solved / 2 + sum(judged), tries / 2 + len(judged)
+                else:
+                    known.setdefault(problem, (0.0, float(len(passes))))
         return known
 
-    def groups(self, step: int) -> Mapping[str, Sequence[bool]]:
-        return self._groups[step]
+    def groups(self, step: int) -> dict[str, list[bool]]:
+        """The judged rollouts of a step by problem, without problems that have none."""
+        return {problem: judged for problem, passes in self._groups[step].items() if (judged := _judged(passes))}
+
+
+def _judged(passes: Iterable[bool | None]) -> list[bool]:
+    return [passed for passed in passes if passed is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,11 @@ class Preference:
     aim: float = 0.5
     strength: float = 4.0
 
+    def rate(self, tally: Tally) -> float:
+        return (tally[0] + 2 * self.aim) / (tally[1] + 2)
+
     def weight(self, tally: Tally) -> float:
-        rate = (tally[0] + 2 * self.aim) / (tally[1] + 2)
+        rate = self.rate(tally)
         gap = self.aim * math.log(self.aim / rate) + (1 - self.aim) * math.log((1 - self.aim) / (1 - rate))
         return math.exp(-min(self.strength * gap, 600))  # bounded, so that it stays above zero
 
@@ -124,6 +137,16 @@ class Draws:
                 problem.id: weight * len(own) / math.fsum(own)
                 for problem, weight in zip(task.problems, own, strict=True)
             }
+        return found
+
+    def expected(self, step: int) -> dict[str, tuple[float, float]]:
+        """The pass rate of each problem as far as it is known at ``step``, and the mean of its task's."""
+        known, prefer = self.rates.at(step), self._prefer or Preference()
+        found = dict[str, tuple[float, float]]()
+        for task in self._tasks:
+            rates = [prefer.rate(known.get(problem.id, (0.0, 0.0))) for problem in task.problems]
+            mean = math.fsum(rates) / len(rates)
+            found |= {problem.id: (rate, mean) for problem, rate in zip(task.problems, rates, strict=True)}
         return found
 
     def _weights(self, step: int, task: Task) -> list[float]:
@@ -171,6 +194,24 @@ def _apart(order: list[int], given: Sequence[int], head: int) -> list[int]:
             other = next(free)
             order[place], order[other] = order[other], order[place]
     return order
+
+
+def solved(draws: Draws, step: int) -> float:
+    """The share of rollouts of ``step`` (from 1) that would have been right, had problems been drawn uniformly: the
+    preference moves the mean towards its aim, without any learning. NaN if none was judged.
+
+    It is the mean of what was known of all problems, plus how far the drawn ones differed from it, each weighted by how
+    much rarer it would have been (the difference estimator of survey sampling: where what is known is wrong or old, the
+    estimate is noisier, but not biased).
+    """
+    groups = draws.rates.groups(step)
+    weights, expected = draws.weights(step - 1), draws.expected(step - 1)
+    terms = [
+        mean + (sum(passes) / len(passes) - rate) / weights[problem]
+        for problem, passes in groups.items()
+        for rate, mean in [expected[problem]]
+    ]
+    return math.fsum(terms) / len(terms) if terms else math.nan
 
 
 def zero_variance(draws: Draws, steps: int) -> dict[str, float]:

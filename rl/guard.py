@@ -147,12 +147,13 @@ class Guard:
         return {"rolled back to step": f"{self.rolled_back_to} ({alarms})"}
 
     def figures(self) -> dict[str, Any]:
-        """For the manifest: the alarms that were raised, and the step that the student comes from."""
-        found: dict[str, Any] = {}
+        """For the manifest: how many steps were made, the step that the student comes from if that is not the last, and
+        the alarms that were raised."""
+        found: dict[str, Any] = {"steps": self._ended}
+        if self.rolled_back_to is not None:
+            found["rolled_back_to"] = self.rolled_back_to
         if self.alarms:
             found["alarms"] = ", ".join(f"{alarm.name} at step {alarm.step}" for alarm in self.alarms.values())
-        if self.rolled_back_to is not None:
-            found |= {"rolled_back_to": self.rolled_back_to, "steps": self._ended}
         return found
 
 

@@ -16,7 +16,7 @@ from distill.engines.base import response_of
 from distill.generation import trace_of
 from distill.prompting import Ask, plainly
 from distill.store import Store
-from distill.store.records import Row, completion_of, trace_row, verdict_row
+from distill.store.records import Row, completion_of, trace_row, verdict_of, verdict_row
 from distill.types import Completion, Problem, Sampling, Verdict
 from distill.verifiers import VerifierPool, settled
 from distill.verifiers.base import Stopping, never
@@ -45,19 +45,30 @@ class Ledger:
         self._stopping, self._ask, self._engine = stopping, ask, engine
         self._counting: dict[str, Spec] = {}
         self._verdicts: dict[tuple[str, str], tuple[Spec, Verdict]] = {}
+        self._known: dict[tuple[str, str], Verdict] = {}
         self._kept: set[int] = set()
         if store.path.exists():
             rows = store.rows("SELECT DISTINCT step FROM rollouts WHERE run = ?", [run])
             self._kept = {row["step"] for row in rows}
 
     def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
-        """Each verifier's score of each completion, by component; None if unverifiable."""
+        """Each verifier's score of each completion, by component; None if unverifiable. What was judged before the run
+        was killed is not judged again: a judge would be paid twice, and might change its mind."""
         spec_of = {
             (c.key, name): problem.verifier if spec is None else spec
             for problem, c in asked
             for name, spec in self._verifiers.items()
         }
-        items = (((c.key, name), spec_of[c.key, name], p, response_of(c)) for p, c in asked for name in self._verifiers)
+        for key, spec in spec_of.items():
+            settled = self._settled(spec)
+            if verdict := self._known.get((key[0], canonical(settled))):
+                self._verdicts[key] = settled, verdict
+        items = (
+            ((c.key, name), spec_of[c.key, name], p, response_of(c))
+            for p, c in asked
+            for name in self._verifiers
+            if (c.key, name) not in self._verdicts
+        )
         for key, verdict in self._pool.verify_many(items, self._stopping):
             self._verdicts[key] = self._settled(spec_of[key]), verdict
         stop_check(self._stopping)
@@ -74,6 +85,7 @@ class Ledger:
             for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
                 self._store.append(table, list(chain.from_iterable(rows)))  # one verdict per component
         self._verdicts.clear()
+        self._known.clear()
         if step % INGEST_STEPS == 0:
             self._store.ingest_if_free()
 
@@ -134,26 +146,27 @@ class Ledger:
         (row,) = self._store.rows("SELECT count(*) AS rollouts FROM rollouts WHERE run = ?", [self._run])
         return int(row["rollouts"])
 
-    def passes(self, name: str, run: str = "") -> dict[int, list[tuple[str, bool]]]:
-        """(problem, whether it was solved) of each judged rollout of each step, according to the verifier of component
-        ``name``: of this run, or of an earlier ``run``."""
+    def passes(self, name: str, run: str = "") -> dict[int, list[tuple[str, bool | None]]]:
+        """(problem, whether it was solved; None if it could not be judged) of each rollout of each step, according to
+        the verifier of component ``name``: of this run, or of an earlier ``run``."""
         rows = self._store.rows(
             "SELECT r.step, r.problem_key, p.verifier, v.settings, v.score FROM rollouts r "
             "JOIN problems p USING (problem_key) JOIN verdicts v USING (trace_key, problem_key) "
-            "WHERE r.run = ? AND v.score IS NOT NULL ORDER BY r.trace_key",
+            "WHERE r.run = ? ORDER BY r.trace_key",
             [run or self._run],
         )
         problem_of = {key: problem for problem, key in self._problem_keys.items()}
-        found: dict[int, list[tuple[str, bool]]] = {}
+        found: dict[int, list[tuple[str, bool | None]]] = {}
         for row in rows:
-            spec = self._verifiers[name]
+            spec, score = self._verifiers[name], row["score"]
             judge = self._settled(row["verifier"] if spec is None else spec)
             if row["problem_key"] in problem_of and row["settings"] == canonical(judge):
-                found.setdefault(row["step"], []).append((problem_of[row["problem_key"]], row["score"] >= 0.5))
+                passed = None if score is None else score >= 0.5
+                found.setdefault(row["step"], []).append((problem_of[row["problem_key"]], passed))
         return found
 
     def recall(self, step: int) -> Iterator[Completion]:
-        """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts)."""
+        """What an earlier attempt sampled for ``step`` (from 0, as `train_grpo` counts). Its verdicts come with it."""
         if step + 1 not in self._kept:
             return
         rows = self._store.rows(
@@ -161,6 +174,14 @@ class Ledger:
             "JOIN problems p USING (problem_key) WHERE r.run = ? AND r.step = ?",
             [self._run, step + 1],
         )
+        names: dict[str, str] = {}
         for row in rows:
             problem = Problem(row["problem_id"], "", "", "", "")
-            yield completion_of(row, request(self._sampling(step), step, problem, row["sample_index"]).key)
+            names[row["trace_key"]] = request(self._sampling(step), step, problem, row["sample_index"]).key
+        judged = self._store.rows(
+            "SELECT v.* FROM rollouts r JOIN verdicts v USING (trace_key, problem_key) "
+            "WHERE r.run = ? AND r.step = ? ORDER BY v.created DESC",  # the run's own is the first of its kind
+            [self._run, step + 1],
+        )
+        self._known = {(names[row["trace_key"]], row["settings"]): verdict_of(row) for row in judged}
+        yield from (completion_of(row, names[row["trace_key"]]) for row in rows)

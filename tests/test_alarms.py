@@ -21,6 +21,7 @@ from test_rl import policy, student, weights  # noqa: E402
 
 from distill.keys import problem_key  # noqa: E402
 from distill.prompting import plainly  # noqa: E402
+from distill.randomness import generator  # noqa: E402
 from distill.store import Store  # noqa: E402
 from distill.store.records import problem_row  # noqa: E402
 from distill.training.metrics import Recorder  # noqa: E402
@@ -33,9 +34,11 @@ from pipeline.fingerprint import FileHashes  # noqa: E402
 from pipeline.workspace import StageContext  # noqa: E402
 from rl import alarms, rewards  # noqa: E402
 from rl.alarms import AlarmSettings, History, raised  # noqa: E402
+from rl.draws import Draws, Preference, Task, solved  # noqa: E402
 from rl.grpo import GrpoSettings, train_grpo  # noqa: E402
 from rl.guard import Guard, Watch, measuring  # noqa: E402
 from rl.ledger import Ledger  # noqa: E402
+from rl.stages import guarding  # noqa: E402
 from rl.stages.grpo import GrpoSettings as StageSettings  # noqa: E402
 
 # ------------------------------------------------------------------ rules
@@ -158,6 +161,71 @@ def test_a_raised_length_limit_does_not_count_as_drift() -> None:
     assert [step for step in range(1, 9) if names(found, step)] == [8]
 
 
+def test_a_reward_that_a_raised_length_limit_lifts_is_not_hacking() -> None:
+    """Held-out answers always had the longest limit, so they gain nothing when training answers get more room."""
+    rewards = [0.2, 0.2, 0.8, 0.8, 0.8, 0.8]
+    measured = {0: shares(60), 2: shares(60), 4: shares(60), 6: shares(60)}
+    found = history(measured, reward=rewards, reward__verifier=[0.5] * 6, reward__format=rewards)
+    assert names(found, 4) == ["hacking", "format_only"]
+    found.stages = (2,)
+    assert [names(found, step) for step in range(1, 7)] == [[]] * 6
+    for step, value in enumerate([0.8, 0.95, 0.95], 6):  # it still rises, and the held-out problems know nothing of it
+        found.add(step, "reward", value)
+    found.heldout[8] = shares(60)
+    assert names(found, 8) == ["hacking"]
+
+
+def test_a_heldout_score_that_falls_from_its_best_is_an_alarm_whatever_the_reward_does() -> None:
+    measured = {0: shares(40), 4: shares(60), 8: shares(58), 12: shares(30)}
+    for reward in ([0.5] * 12, [1 - step / 20 for step in range(12)], []):
+        found = history(measured, reward=reward)
+        assert [step for step in range(13) if "worse" in names(found, step)] == [12]
+    (alarm,) = raised(history(measured), 12, LIMITS)
+    assert alarm.evidence == "held-out pass@1 fell from 0.60 (step 4) to 0.30" and alarm.value < alarm.threshold == -0.1
+    few = {"a": [1.0], "b": [1.0], "c": [1.0]}
+    assert names(history({0: few, 4: {**few, "a": [0.0]}})) == []
+
+
+def test_a_verifier_without_weight_cannot_be_what_was_learned_instead() -> None:
+    components = [
+        {"verifier": None, "name": "right"},
+        {"verifier": {"format": {}}, "weight": 0.1, "name": "form"},
+        {"verifier": {"regex": {"pattern": "a"}}, "weight": 0.0, "name": "seen"},
+        {"verifier": {"regex": {"pattern": "b"}}, "weight": -1.0, "name": "punished"},
+    ]
+    found = guarding.history(StageSettings(student="embedded:student-base", problems="p", reward=components))
+    assert found.judge == "right" and found.others == ["form"]
+    for name in ("seen", "punished"):
+        for step, value in enumerate(UP, 1):
+            found.add(step, f"reward/{name}", value)
+            found.add(step, "reward/right", 0.2)
+    assert names(found) == []
+
+
+def test_what_the_choice_of_problems_does_to_the_reward_is_not_hacking() -> None:
+    """A policy that learns nothing: as hopeless problems are drawn less often, its mean reward rises all the same."""
+    problems = [Problem(f"{i}", "", "", "exact", "test") for i in range(200)]
+    settings = StageSettings(
+        student="embedded:student-base", problems="p", pass_rate={"aim": 0.7}, alarms={"window": 20}
+    )
+    found, plain = guarding.history(settings), History("verifier")
+    draws = Draws([Task(problems)], 20, 1, 0, Preference(0.7))
+    chance = {problem.id: 0.05 if i % 3 else 0.6 for i, problem in enumerate(problems)}
+    for step in range(1, 101):
+        tried = [
+            (p.id, bool(x < chance[p.id])) for p in draws(step - 1) for x in generator("try", step, p.id).random(8)
+        ]
+        draws.rates.add(step, tried)
+        for known in (found, plain):
+            known.add(step, "reward", sum(passed for _, passed in tried) / len(tried))
+            known.add(step, "solved_without_preference", solved(draws, step))
+    for known in (found, plain):
+        known.heldout |= {0: shares(24), 100: shares(24)}
+    assert names(plain, 100, settings.alarms) == ["hacking"]
+    assert names(found, 100, settings.alarms) == []
+    assert found.mean("solved_without_preference", 81, 100) == pytest.approx(0.05 + 0.55 / 3, abs=0.05)
+
+
 def test_rollback_requires_watch_and_on_alarm_is_not_dumped() -> None:
     usual = {"student": "embedded:student-base", "problems": "p"}
     with pytest.raises(ValidationError, match="rollback needs `watch`"):
@@ -251,7 +319,7 @@ def test_an_honest_run_raises_no_alarm(honest: Any) -> None:
     _, store, guard, notes = honest
     measured = [r["value"] for r in store.rows(f"SELECT value FROM metrics WHERE {HELDOUT} ORDER BY step")]
     assert measured[-1] > measured[0] + 0.3
-    assert store.rows("SELECT * FROM alarms") == [] and guard.figures() == {} and guard.card_entries() == {}
+    assert store.rows("SELECT * FROM alarms") == [] and guard.figures() == {"steps": 9} and guard.card_entries() == {}
     assert not any("alarm" in note for note in notes)
 
 

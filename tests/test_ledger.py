@@ -55,6 +55,38 @@ def test_a_rollout_cut_in_its_thinking_gets_no_reward_now_or_when_read_back(tmp_
     ]
 
 
+WAVERING = """
+from pathlib import Path
+from distill import Verdict
+class Own:
+    name, version = "own", "1"
+    def verify(self, problem, trace):
+        asked = Path(__file__).with_name("asked")
+        asked.write_text(asked.read_text() + "x" if asked.exists() else "x")
+        return Verdict.correct("yes") if len(asked.read_text()) < 3 else Verdict.unverifiable("tired")
+"""
+
+
+def test_what_was_judged_before_a_run_was_killed_is_not_judged_again(tmp_path: Path) -> None:
+    """A judge would be paid twice and might say something else, and the resumed run would learn from rewards that are
+    not those in the store."""
+    (tmp_path / "own.py").write_text(WAVERING)
+    store, own = Store(tmp_path / "store"), {"own": f"{tmp_path / 'own.py'}:Own"}
+    store.append("problems", [problem_row(PROBLEM)])
+    completions = [completion(text, index) for index, text in enumerate(TEXTS)]
+    with VerifierPool(workers=1) as pool:
+        ledger = Ledger(store, "run", SETTINGS.sampling_at, {PROBLEM.id: problem_key(PROBLEM)}, pool, own)
+        rewards = ledger.reward([(PROBLEM, c) for c in completions])
+        assert rewards == [{"own": 1.0}, {"own": 1.0}]
+        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, [Mixed(r["own"]) for r in rewards]))
+        store.ingest()
+        again = Ledger(store, "run", SETTINGS.sampling_at, {PROBLEM.id: problem_key(PROBLEM)}, pool, own)
+        kept = list(again.recall(0))
+        assert again.reward([(PROBLEM, c) for c in kept]) == rewards and (tmp_path / "asked").read_text() == "xx"
+        again.write(1, [])
+        assert again.reward([(PROBLEM, replace(c, key="grpo/1")) for c in kept[:1]]) == [{"own": None}]  # a later step
+
+
 def test_a_rollout_s_prefix_and_forced_tokens_are_stored_and_read_back(tmp_path: Path) -> None:
     """Otherwise a resumed step, partly sampled before, would learn from forced tokens after all."""
     store = Store(tmp_path)

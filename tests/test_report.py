@@ -166,7 +166,8 @@ def train(context: Any, settings: Any) -> Output:
         store.append("alarms", [{"run": context.fingerprint, **seen}])
         keep_rollouts(store, context.fingerprint, CHECKING)
     store.ingest()
-    return Output(context.publish(context.work / "artifact"), {"steps": 400})
+    ended = {"steps": 400, "rolled_back_to": 20} if context.kind == "grpo" else {"steps": 400}
+    return Output(context.publish(context.work / "artifact"), ended)
 
 
 def lookup(kind: str) -> Stage:
@@ -334,6 +335,8 @@ def test_alarms_are_shown_with_the_curves_of_their_stage(report: dict[str, Any],
     assert report["alarms"] == {"grpo": [{"name": "format_only", "step": 40, "evidence": "<b>format</b> rose by 0.30"}]}
     section = page[page.index("Training: grpo") :]
     assert "<b>format only</b> at step 40: &lt;b&gt;format&lt;/b&gt; rose by 0.30." in section
+    assert report["rolled_back"] == {"grpo": 20} and page.count("<b>rolled back</b>") == 1
+    assert "<b>rolled back</b>: the student is that of step 20," in section
 
 
 def test_changes_in_thinking_are_reported_for_the_stage_with_rollouts(report: dict[str, Any], page: str) -> None:

@@ -233,6 +233,18 @@ def test_pass_rates_know_only_earlier_steps_and_decay_by_half() -> None:
     assert rates.at(2) == {"a": (2.0, 3.0), "b": (1.0, 1.0)}
 
 
+def test_a_problem_that_nobody_can_judge_is_not_drawn_before_those_that_can_be_solved() -> None:
+    rates, prefer = PassRates(), Preference()
+    rates.add(1, [*[("never judged", None)] * 8, *[("hopeless", False)] * 8, *[("half", i < 4) for i in range(8)]])
+    rates.add(2, [*[("never judged", None)] * 8, *[("half", None)] * 8, *[("partly", p) for p in (True, None, None)]])
+    known = rates.at(2)
+    assert (
+        known["never judged"] == known["hopeless"] == (0, 8) and known["half"] == (4, 8) and known["partly"] == (1, 1)
+    )
+    assert prefer.weight(known["never judged"]) < 0.5 * prefer.weight(known["half"])
+    assert rates.groups(2) == {"partly": [True]}  # figures are of what was judged
+
+
 def test_the_zero_variance_share_is_estimated_as_if_drawn_uniformly() -> None:
     """Half of the problems are always solved, half sometimes. The share observed under the preference, reweighted,
     estimates the share under uniform draws."""
@@ -361,6 +373,10 @@ def test_settings_at_their_defaults_are_in_no_fingerprint() -> None:
         ({"clip_cap": 1.25}, r"clip_cap \(1.25\) must be above 1 \+ clip_high, which is 0.28 for `loss: dapo`"),
         ({"clip_cap": 1.2, "loss": "grpo"}, r"which is 0.2 for `loss: grpo`"),
         ({"loss": "cispo", "clip_low": 0.1}, "cispo has one bound"),
+        ({"loss": "cispo", "clip_high": 0.28}, r"clip_high \(0.28\) bounds the weight itself .* take 1 or more"),
+        ({"engine": "vlm"}, "'vlm' is not valid; valid: transformers, vllm"),
+        ({"engine": {"kind": "vllm", "gpu_memory": 0.3}}, r"gpu_memory\n  Extra inputs are not permitted"),
+        ({"engine": {"kind": "transformers", "dtype": "bfloat16"}}, "has no options here"),
         ({"engine_floor": 3}, "below engine_cap"),
         (
             {"engine_level": "sequence", "engine_correction": "none"},

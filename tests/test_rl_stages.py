@@ -14,6 +14,7 @@ import yaml
 
 pytest.importorskip("torch")
 
+from pydantic import ValidationError
 from recording import RecordingListener
 from safetensors import safe_open
 from typer.testing import CliRunner
@@ -26,6 +27,7 @@ from pipeline import config, runner
 from pipeline.errors import InputError, PipelineError
 from pipeline.events import Listener
 from pipeline.workspace import Workspace
+from rl.stages.gkd import GkdSettings
 from rl.stages.grpo import GrpoSettings
 from rl.stages.refining import loss_of
 
@@ -76,6 +78,16 @@ def test_a_run_ends_after_a_first_step_without_any_verdict(tmp_path: Path) -> No
         run(tmp_path, "grpo", verifier=f"{tmp_path / 'own.py'}:Own")
 
 
+def test_a_run_ends_after_a_first_step_without_the_verdict_that_every_reward_needs(tmp_path: Path) -> None:
+    """A format verifier can always judge; but a sum that lacks a term is no reward, so nothing would be learned."""
+    (tmp_path / "own.py").write_text(MISTAKEN)
+    own = {"verifier": f"{tmp_path / 'own.py'}:Own"}
+    with pytest.raises(
+        PipelineError, match=r"first 12 rollouts .*own.py:Own, which every reward needs, could judge none"
+    ):
+        run(tmp_path, "grpo", reward=[own, {"verifier": {"format": {}}, "weight": 0.1}])
+
+
 @needs_teacher
 def test_ppo_stores_what_explains_its_updates(tmp_path: Path) -> None:
     store, figures = run(tmp_path, "ppo", passes=2, kl_in_reward=0.01, **PRICED)
@@ -116,8 +128,11 @@ def test_an_alarm_rolls_back_a_real_run(tmp_path: Path, kind: str) -> None:
         tmp_path, kind, steps=3, learning_rate=1.0, watch={"problems": "problems", "every": 1, "samples": 2},
         alarms={"window": 1, "logprob_gap": 1e-12}, on_alarm="rollback", **own,
     )  # fmt: skip
+    assert list(figures)[:3] == ["steps", "rolled_back_to", "alarms"]
     assert figures["alarms"] == "logprob_gap at step 1" and figures["steps"] == 1 and figures["rolled_back_to"] == 0
-    assert ("reward/verifier" in figures) == (kind == "grpo")  # one component alone is the reward
+    assert "reward" not in figures and "heldout_pass_at_1" in figures  # those of the student, not of the step undone
+    named = store.rows("SELECT DISTINCT name FROM metrics WHERE name = 'reward/verifier'")
+    assert bool(named) == (kind == "grpo")  # one component alone is the reward
     assert [row["name"] for row in store.rows("SELECT name FROM alarms")] == ["logprob_gap"]
     measured = store.rows("SELECT step, value FROM metrics WHERE name = 'heldout_pass_at_1' ORDER BY step")
     assert [row["step"] for row in measured] == [0, 1] and measured[0]["value"] >= measured[1]["value"]
@@ -153,6 +168,14 @@ def test_impossible_ppo_settings_are_refused_when_the_yaml_is_read(
     with pytest.raises(InputError, match=message) as caught:
         run(tmp_path, "ppo", **changes)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["vllm", {"kind": "vllm"}])
+def test_gkd_says_why_its_teacher_cannot_be_in_vllm(engine: Any) -> None:
+    usual = {"data": "select", "student": "stage:sft", "teacher": "embedded:teacher"}
+    assert GkdSettings(**usual, teacher_engine="transformers") == GkdSettings(**usual)
+    with pytest.raises(ValidationError, match="no whole distributions: take transformers, or learn from it by `opd`"):
+        GkdSettings(**usual, teacher_engine=engine)
 
 
 def test_gspo_does_not_spread_token_credit_over_the_response() -> None:

@@ -13,9 +13,11 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Discriminator,
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
+    Tag,
     model_serializer,
     model_validator,
 )
@@ -274,8 +276,21 @@ def _expand(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+def _policy(value: Any) -> Any:
+    kind = value.get("kind", "vllm") if isinstance(value, dict) else value
+    if not isinstance(value, Settings) and kind not in ("transformers", "vllm"):
+        raise ValueError(f"{kind!r} is not valid; valid: transformers, vllm")
+    if isinstance(value, dict) and kind == "transformers":
+        if value.keys() != {"kind"}:
+            raise ValueError("transformers samples with the model in training and has no options here; leave them out")
+        return kind
+    return _expand(value) if value == "vllm" else value
+
+
 PolicyEngine = Annotated[
-    Literal["transformers"] | VllmOptions, BeforeValidator(lambda value: _expand(value) if value == "vllm" else value)
+    Annotated[Literal["transformers"], Tag("transformers engine")] | Annotated[VllmOptions, Tag("vllm engine")],
+    Discriminator(lambda value: "transformers engine" if isinstance(value, str) else "vllm engine"),
+    BeforeValidator(_policy),
 ]
 """The engine that samples during a training: the embedded one, on the trainer's model, or vLLM."""
 

@@ -25,6 +25,7 @@ The other keys are:
               (`distill.evaluation.difficulty`)
     curves    by training stage and metric: [step, value], thinned to the means of at most `CURVE_POINTS` bins
     alarms    by training stage: the alarms of its run (`rl.alarms`), with name, step and evidence
+    rolled_back  by training stage that an alarm rolled back: the step that its student comes from
     emergence by training stage with rollouts: behaviours, corrections and lengths over its steps
               (`distill.evaluation.emergence`)
     reward_models  by prm stage, its figures: the results of its tests, with reliability bins
@@ -69,6 +70,7 @@ RESERVED = frozenset(
         "funnel",
         "curves",
         "alarms",
+        "rolled_back",
         "emergence",
         "reward_models",
         "lengths",
@@ -138,6 +140,11 @@ def gather(sources: Sources) -> Report:
             name: alarms
             for name, manifest in {**sources.training, **sources.controls}.items()
             if (alarms := _alarms(store, manifest.fingerprint))
+        },
+        "rolled_back": {
+            name: manifest.figures["rolled_back_to"]
+            for name, manifest in {**sources.training, **sources.controls}.items()
+            if "rolled_back_to" in manifest.figures
         },
         "emergence": {
             name: seen

@@ -28,6 +28,7 @@ COLOURS = {"teacher": 1, "base": 1, "student": 3, "control": 3, "other": 4}
 METRICS = {
     "loss": "loss",
     "reward": "reward",
+    "solved_without_preference": "solved, if all problems were drawn alike",
     "heldout_pass_at_1": "held-out pass@1",
     "worst_step": "worst step, by the reward model",
     "length": "tokens per rollout",
@@ -214,8 +215,10 @@ def _curves(
         panels = [_panel(stage, name, metrics[name], colour, name in LARGE and not control) for name in names]
         if panels:
             table = [[f"{stage}: {panel['title']}", panel["first"], panel["last"]] for panel in panels]
-            alarms = report["alarms"].get(stage, [])
-            found.append({"stage": stage, "control": control, "panels": panels, "rows": table, "alarms": alarms})
+            alarms, back = report["alarms"].get(stage, []), report["rolled_back"].get(stage)
+            found.append(
+                {"stage": stage, "control": control, "panels": panels, "rows": table, "alarms": alarms, "back": back}
+            )
     return found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from distill import keys
 from distill.store.store import Store
 from distill.thinking import join_thinking
-from distill.types import Completion, Finish, Problem, Trace, Verdict
+from distill.types import Completion, Finish, Outcome, Problem, Trace, Verdict
 from pipeline.fingerprint import canonical, content_hash
 from pipeline.manifest import Manifest
 
@@ -120,6 +120,14 @@ def verdict_row(key: str, trace_key: str, problem_key: str, verdict: Verdict, sp
         "seconds": verdict.seconds,
         "created": datetime.now(UTC),
     }
+
+
+def verdict_of(row: Mapping[str, Any]) -> Verdict:
+    """The verdict in a row."""
+    return Verdict(
+        Outcome(row["outcome"]), row["score"], row["reason"], json.loads(row["evidence"]), row["verifier"],
+        row["version"], row["seconds"],
+    )  # fmt: skip
 
 
 def record_members(store: Store, members: Sequence[tuple[str, str]]) -> str:

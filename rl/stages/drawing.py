@@ -99,4 +99,4 @@ def written(settings: GrpoSettings, ledger: Ledger, draws: Draws, step: int, rol
     ledger.write(step, rollouts)
     judge = _judge(settings)
     values = [(r.problem.id, r.components[judge.label]) for r in rollouts]
-    draws.rates.add(step, [(name, rewards.passes(judge, value)) for name, value in values if value is not None])
+    draws.rates.add(step, [(name, None if v is None else rewards.passes(judge, v)) for name, v in values])

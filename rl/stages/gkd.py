@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from distill import modelspec
 from distill.engines.options import SamplingSettings, TransformersOptions
@@ -47,6 +47,13 @@ JUDGE = "verifier"
 ABOUT = "A student trained by generalised knowledge distillation on its teacher's distributions."
 
 
+def _in_this_process(value: Any) -> Any:
+    kind = value.get("kind") if isinstance(value, dict) else value
+    if kind == "vllm":
+        raise ValueError("a teacher in vllm tells no whole distributions: take transformers, or learn from it by `opd`")
+    return {"kind": value} if isinstance(value, str) else value
+
+
 class GkdSettings(WatchedSettings, SupervisedSettings):
     """Defaults are TRL's, but for the learning rate, which is `sft`'s."""
 
@@ -54,7 +61,7 @@ class GkdSettings(WatchedSettings, SupervisedSettings):
     """The teacher's traces. The student samples answers to their problems."""
     teacher: ModelName
     """It must use the student's tokenizer."""
-    teacher_engine: TransformersOptions = TransformersOptions()
+    teacher_engine: Annotated[TransformersOptions, BeforeValidator(_in_this_process)] = TransformersOptions()
     beta: Annotated[float, Field(ge=0, le=1)] = 0.5
     """0 is the forward KL divergence, 1 the reverse; in between, the generalised Jensen-Shannon divergence."""
     on_policy: Annotated[float, Field(ge=0, le=1)] = 0.5
@@ -119,8 +126,8 @@ def run(context: Context, settings: GkdSettings) -> Output:
             on_step=record, before_save=recorder.flush, measure=measure, over=guard.over,
         )  # fmt: skip
     digest = publish(context, network, tokenizer, ABOUT, settings.student, settings, chosen | guard.card_entries())
-    figures = {"examples": len(found), "dropped": len(dropped), "steps": how.steps, "learning_rate": rate}
-    return Output(digest, figures | {"loss": recorder.last().get("loss")} | guard.figures())
+    figures = guard.figures() | {"examples": len(found), "dropped": len(dropped), "learning_rate": rate}
+    return Output(digest, figures | {"loss": recorder.last(guard.rolled_back_to).get("loss")})
 
 
 def _measure(settings: GkdSettings, found: Model, tokenizer: Any) -> NegativeDivergence:
@@ -191,4 +198,5 @@ STAGE = Stage(
     forecast=forecast,
     dependencies=dependencies,
     refuse=refuse,
+    version=2,
 )

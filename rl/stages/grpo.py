@@ -61,6 +61,11 @@ class GrpoSettings(RewardedSettings):
     def _clips(self) -> GrpoSettings:
         if self.loss == "cispo" and (self.clip_low is not None or self.clip_cap is not None):
             raise ValueError("cispo has one bound, clip_high (of the weight itself): leave clip_low and clip_cap out")
+        if self.loss == "cispo" and self.clip_high is not None and self.clip_high < 1:
+            raise ValueError(
+                f"clip_high ({self.clip_high}) bounds the weight itself with `loss: cispo`, which is 1 on-policy: take "
+                f"1 or more, or leave it out ({CLIPS['cispo'][1]:g})"
+            )
         own = CLIPS[self.loss][1]
         if self.clip_cap is not None and self.clip_high is None and self.clip_cap <= 1 + own:
             raise ValueError(
@@ -130,6 +135,9 @@ def dependencies(settings: GrpoSettings, hashes: FileHashes, upstream: Mapping[s
     return {**modelspec.dependency(settings.student, hashes), **teacher, **process, "verifiers": content_hash(versions)}
 
 
+VERSION = 2
+"""Of all stages in this loop."""
+
 STAGE = Stage(
     kind="grpo",
     about="refine a student on verifiable rewards",
@@ -139,6 +147,7 @@ STAGE = Stage(
     forecast=forecast,
     dependencies=dependencies,
     refuse=refuse,
+    version=VERSION,
 )
 
 
@@ -159,4 +168,5 @@ def relative(
         forecast=lambda context, own, expected: forecast(context, as_grpo(own), expected),
         dependencies=lambda own, hashes, upstream: dependencies(as_grpo(own), hashes, upstream),
         refuse=lambda own, figures: refuse(as_grpo(own), figures),
+        version=VERSION,
     )

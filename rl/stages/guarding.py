@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 def of_rewards(
     context: Context, settings: GrpoSettings, policy: Policy, sampling: Sampling, ask: Ask, recorder: Recorder
 ) -> Guard:  # fmt: skip
-    """The guard of a run on rewards: their components name what decides correctness and what else is rewarded."""
-    judge = rewards.judge_of(settings.components)
-    verified = [c.label for c in settings.components if isinstance(c, Verified)]
-    right = judge.label if judge else ""
-    stages = [stage.until for stage in settings.lengths or ()]
-    history = History(right, [name for name in verified if name != right], stages)
+    """The guard of a run on rewards."""
     each = settings.updates * settings.passes
-    return guard(context, settings, policy, sampling, ask, history, recorder, steps=settings.steps, updates=each)
+    known = history(settings)
+    return guard(context, settings, policy, sampling, ask, known, recorder, steps=settings.steps, updates=each)
+
+
+def history(settings: GrpoSettings) -> History:
+    """The empty history of a run on rewards: its components name what decides correctness and what else is rewarded."""
+    judge = rewards.judge_of(settings.components)
+    right = judge.label if judge else ""
+    # What has no weight, or is punished, cannot be what the policy learned instead of being right.
+    others = [c.label for c in settings.components if isinstance(c, Verified) and c.weight > 0 and c.label != right]
+    stages = [stage.until for stage in settings.lengths or ()]
+    return History(right, others, stages, "solved_without_preference" if settings.pass_rate else "reward")
 
 
 def guard(

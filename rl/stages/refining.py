@@ -24,6 +24,7 @@ from distill.verifiers.compose import Spec
 from pipeline.errors import InputError, PipelineError
 from pipeline.stage import Context, Output, Settings
 from rl import rewards
+from rl.rewards import Component, Verified
 from rl.stages import drawing
 from rl.stages.beside import in_vllm, process_rewards, reward_models, scoring, teachers
 
@@ -49,7 +50,7 @@ def refine(
     weight of the reward beside a teacher's; with a ``critic``, rewards are compared with its estimates, not with each
     other."""
     from distill.training.metrics import Recorder
-    from rl.draws import zero_variance
+    from rl.draws import solved, zero_variance
     from rl.grpo import train_grpo
     from rl.ledger import Ledger
     from rl.stages import guarding
@@ -78,9 +79,11 @@ def refine(
         guard = guarding.of_rewards(context, fitted, policy, how.sampling, ask, recorder)
 
         others = settings.teacher or settings.process  # they assign credit too
-        judge = ledger.reward if others else _require_verdicts(context.name, ledger.reward)
+        judge = ledger.reward if others else _require_verdicts(context.name, fitted.components, ledger.reward)
 
         def record(metrics: GrpoMetrics) -> None:
+            if settings.pass_rate:
+                metrics = replace(metrics, solved_without_preference=solved(draws, metrics.step))
             recorder(metrics)
             guard.record(metrics)
 
@@ -102,23 +105,25 @@ def refine(
             over=guard.over,
         )
     digest = publish(context, network, tokenizer, about, settings.student, card_settings, guard.card_entries())
-    figures = {"steps": settings.steps, "rollouts": ledger.count()} | recorder.last() | guard.figures()
+    figures = guard.figures() | {"rollouts": ledger.count()} | recorder.last(guard.rolled_back_to)
     return Output(digest, figures | (zero_variance(draws, settings.steps) if settings.pass_rate else {}))
 
 
-def _require_verdicts(stage: str, reward: Judge) -> Judge:
-    """Wrap ``reward``: `PipelineError` if no verifier can judge any of a run's first rollouts. Otherwise the run would
-    continue to its end and learn nothing."""
-    judged = False
+def _require_verdicts(stage: str, components: Sequence[Component], reward: Judge) -> Judge:
+    """Wrap ``reward``: `PipelineError` if no verifier can judge any of a run's first rollouts, or one without which
+    there is no reward cannot. Otherwise the run would continue to its end and learn nothing."""
+    needed = {c.label for c in components if isinstance(c, Verified) and c.weight and not c.optional}
+    heard = set[str]()
 
     def judge(asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
-        nonlocal judged
         scores = reward(asked)
-        judged = judged or any(score is not None for each in scores for score in each.values())
-        if asked and not judged:
+        heard.update(name for each in scores for name, score in each.items() if score is not None)
+        if asked and (not heard or needed - heard):
+            missing = f"{min(needed - heard, default='')}, which every reward needs, could judge none"
+            who = missing if heard else "no verifier could judge any"
             raise PipelineError(
-                f"stage {stage}: of the first {len(asked)} rollouts no verifier could judge any, so there is nothing "
-                "to learn; mend it or the problems' references (`distill verify` tries both on a file)"
+                f"stage {stage}: of the first {len(asked)} rollouts {who}, so there is nothing to learn; mend it or "
+                "the problems' references (`distill verify` tries both on a file)"
             )
         return scores
 

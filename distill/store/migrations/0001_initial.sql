@@ -112,7 +112,7 @@ COMMENT ON COLUMN metrics.run IS 'fingerprint of the stage that trains';
 CREATE TABLE alarms (run VARCHAR, name VARCHAR, step INTEGER, evidence VARCHAR, value DOUBLE, threshold DOUBLE);
 COMMENT ON TABLE alarms IS 'Signs of reward hacking or collapse: each once per run, at the step where it was first seen.';
 COMMENT ON COLUMN alarms.run IS 'fingerprint of the grpo stage';
-COMMENT ON COLUMN alarms.name IS 'hacking, format_only, length, entropy, diversity, logprob_gap, kl or no_gradient';
+COMMENT ON COLUMN alarms.name IS 'hacking, worse, format_only, length, entropy, diversity, logprob_gap, kl or no_gradient';
 COMMENT ON COLUMN alarms.step IS 'how many steps had been made';
 COMMENT ON COLUMN alarms.evidence IS 'what was seen, in words';
 
