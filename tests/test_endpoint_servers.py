@@ -12,6 +12,7 @@ from chat_server import Handler, Server, reply, serving, status
 
 from distill import engines
 from distill.engines import openai, pacing, servers
+from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.modelspec import Model
 from distill.types import Completion, Request, Sampling, ThinkingBudget
@@ -154,3 +155,20 @@ def test_a_server_that_asks_for_a_pause_holds_up_no_other(nodes: tuple[Server, S
         made = {next(arriving).key for _ in range(len(PROMPTS) - 4)}
         arriving.close()
     assert len(made) == len(PROMPTS) - 4
+
+
+def test_a_feed_that_grows_with_the_answers_is_shared_out_too(nodes: tuple[Server, Server]) -> None:
+    """As in adaptive sampling: each answer may ask for the next, while one of the addresses is down."""
+    feed = Feed(lambda: False)
+    for n in range(3):
+        feed.put((n,), asked(f"{n}"))
+    chosen, made = options(NOWHERE, nodes[0].url, nodes[1].url, concurrency=2, retries=0), []
+    with closing(openai.open(Model("tiny", "tiny"), chosen, lambda text: None)) as engine:
+        for completion in engine.generate(feed):
+            made.append(completion.key)
+            if len(made) <= 40:
+                feed.put((len(made) + 3,), asked(f"after {completion.key}"))
+            if len(made) == 43:
+                feed.end()
+            feed.answered()
+    assert len(made) == len(set(made)) == 43
