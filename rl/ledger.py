@@ -180,5 +180,9 @@ class Ledger:
             "WHERE r.run = ? AND r.step = ? ORDER BY v.created DESC",  # the run's own is the first of its kind
             [self._run, step + 1],
         )
-        self._verdicts = {(names[row["trace_key"]], row["settings"]): verdict_of(row) for row in judged}
+        self._verdicts = {
+            (names[row["trace_key"]], row["settings"]): verdict_of(row)
+            for row in judged
+            if row["trace_key"] in names  # the file of a trace may be lost; then it is sampled again
+        }
         yield from (completion_of(row, names[row["trace_key"]]) for row in rows)

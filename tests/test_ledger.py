@@ -87,6 +87,24 @@ def test_what_was_judged_before_a_run_was_killed_is_not_judged_again(tmp_path: P
         assert again.reward([(PROBLEM, replace(c, key="grpo/1")) for c in kept[:1]]) == [{"own": None}]  # a later step
 
 
+def test_rollouts_whose_texts_are_lost_are_sampled_and_judged_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.append("problems", [problem_row(PROBLEM)])
+    completions = [completion(text, index) for index, text in enumerate(TEXTS)]
+    with VerifierPool(workers=1) as pool:
+        names = {PROBLEM.id: problem_key(PROBLEM)}
+        ledger = Ledger(store, "run", SETTINGS.sampling_at, names, pool, OWN)
+        rewards = ledger.reward([(PROBLEM, c) for c in completions])
+        ledger.write(1, judge(SETTINGS, 1, [PROBLEM], completions, [Mixed(r["verifier"]) for r in rewards]))
+        store.ingest()
+        for path in (tmp_path / "journal" / "traces").iterdir():
+            path.unlink()
+        store.mend()
+        again = Ledger(store, "run", SETTINGS.sampling_at, names, pool, OWN)
+        assert list(again.recall(0)) == []
+        assert again.reward([(PROBLEM, replace(c, text="\\boxed{1}")) for c in completions]) == [{"verifier": 0.0}] * 2
+
+
 def test_two_components_with_the_same_settings_share_a_verdict(tmp_path: Path) -> None:
     """The store holds one. If they were judged apart, a resumed run would learn from other rewards."""
     (tmp_path / "own.py").write_text(WAVERING)
