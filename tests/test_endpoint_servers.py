@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from threading import Event
+from threading import Condition, Event
 from typing import Any
 
 import pytest
-from chat_server import Handler, Server, reply, serving, status
+from chat_server import Act, Handler, Server, reply, serving, status
 
 from distill import engines
 from distill.engines import openai, pacing, servers
@@ -56,6 +56,21 @@ def prompts_at(server: Server) -> list[str]:
 
 
 def test_calls_are_spread_over_all_addresses_and_each_is_made_once(nodes: tuple[Server, Server]) -> None:
+    changed = Condition()
+
+    def waits_for(other: Server) -> Act:
+        def act(handler: Handler) -> None:
+            mine = handler.server.seen
+            with changed:
+                changed.notify_all()
+                assert changed.wait_for(
+                    lambda: len(mine) <= len(other.seen) + 10 or len(mine) + len(other.seen) == len(PROMPTS), 60
+                )
+            reply()(handler)
+
+        return act
+
+    nodes[0].otherwise, nodes[1].otherwise = waits_for(nodes[1]), waits_for(nodes[0])
     made = sample(options(nodes[0].url, nodes[1].url), [asked(p) for p in PROMPTS])
     assert [c.key for c in made] == PROMPTS
     one, other = map(prompts_at, nodes)
@@ -144,7 +159,7 @@ def test_what_one_address_was_paid_for_is_not_asked_of_the_next(nodes: tuple[Ser
 def test_keys_do_not_change_with_the_addresses_under_one_identity() -> None:
     """A Slurm job finds its servers on other nodes each night."""
     moved = [
-        options("http://node1/v1", identity="http://old/v1"),
+        options("http://node1/v1", identity="http://old/v1/"),
         options("http://node7/v1", "http://node8/v1", identity="http://old/v1"),
         options("http://old/v1"),
         options("http://old/v1", "http://node8/v1"),

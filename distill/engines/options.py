@@ -113,6 +113,10 @@ def _address(url: str) -> str:
     return url
 
 
+def _slashless(identity: str) -> str:
+    return identity.strip().rstrip("/")
+
+
 def _variable(name: str) -> str:
     """The name of an environment variable. A refused value is not repeated: it may be the key itself."""
     if not re.fullmatch("[A-Z_][A-Z0-9_]*", name):
@@ -129,9 +133,9 @@ class OpenAIOptions(Settings):
     kind: Literal["openai"] = "openai"
     base_url: Annotated[str, AfterValidator(_address)]
     """The endpoint's address, often `https://host/v1`. It is part of each trace's key; a trailing slash is ignored."""
-    identity: Annotated[str | None, Field(min_length=1)] = None
-    """Stands in for `base_url` in each trace's key. Set it where a server's address changes from job to job (Slurm), or
-    to an old address after a move, so that what was sampled there is found."""
+    identity: Annotated[str, AfterValidator(_slashless), Field(min_length=1)] | None = None
+    """Stands in for `base_url` in each trace's key; a trailing slash is ignored. Set it where a server's address
+    changes from job to job (Slurm), or to an old address after a move, so that what was sampled there is found."""
     also_at: Annotated[list[Annotated[str, AfterValidator(_address)]], Operational(), Field(default_factory=list)]
     """More addresses of the same model, such as a vLLM on each node. Calls are spread over all of them; `concurrency`
     and rates are those of each, caps those of all. One that fails after all `retries` is left out for a minute; the
