@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from itertools import islice
 from threading import Event
 from typing import Any
 
@@ -96,6 +98,26 @@ def test_an_address_that_answers_again_gets_calls_again(
     made = sample(options(first.url, other.url, concurrency=1, retries=0), [asked(p) for p in PROMPTS])
     assert [c.key for c in made] == PROMPTS
     assert len(other.seen) + len(first.seen) == len(PROMPTS) + 3
+
+
+def test_an_address_that_asks_for_a_long_pause_gives_its_calls_to_the_others(nodes: tuple[Server, Server]) -> None:
+    nodes[0].otherwise = status(503, "loading", Retry_After="500")
+    notes: list[str] = []
+    made = sample(options(nodes[0].url, nodes[1].url), [asked(p) for p in PROMPTS], notes)
+    assert [c.key for c in made] == PROMPTS and len(nodes[0].seen) <= 4
+    assert sum("asks to wait 500 seconds; the other addresses take its calls" in note for note in notes) == 1
+
+
+def test_a_pause_that_one_address_asks_for_is_no_pause_of_the_others(
+    nodes: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openai, "HAND_OVER_SECONDS", 1000.0)
+    nodes[0].otherwise = status(503, "busy", Retry_After="500")
+    chosen, deadline = options(nodes[0].url, nodes[1].url, concurrency=1), time.monotonic() + 60
+    with closing(openai.open(Model("tiny", "tiny"), chosen, lambda text: None)) as engine:
+        answers = engine.generate(iter([asked(p) for p in PROMPTS]), lambda: time.monotonic() > deadline)
+        assert len(list(islice(answers, len(PROMPTS) - 1))) == len(PROMPTS) - 1
+    assert len(nodes[0].seen) == 1
 
 
 def test_a_run_ends_when_every_address_is_down(nodes: tuple[Server, Server]) -> None:

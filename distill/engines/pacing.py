@@ -40,11 +40,10 @@ class Meter:
 
 
 class Pace:
-    """Limits requests and tokens per minute; if the server asks for a pause, all calls pause."""
+    """Limits requests and tokens per minute, over all addresses together."""
 
     def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
         self._requests, self._tokens = Meter(requests_per_minute), Meter(tokens_per_minute)
-        self._rest_until = 0.0
         self._turn = asyncio.Lock()  # first come, first served: no caller starves
         self._changed = asyncio.Event()
 
@@ -52,7 +51,7 @@ class Pace:
         """Wait until one more request, of about ``tokens`` tokens, may be sent."""
         time = asyncio.get_running_loop().time
         async with self._turn:
-            while (wait := max(self._requests.free_at, self._tokens.free_at, self._rest_until) - time()) > 0:
+            while (wait := max(self._requests.free_at, self._tokens.free_at) - time()) > 0:
                 self._changed.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait)
@@ -63,10 +62,6 @@ class Pace:
         """A request is over and took ``tokens``."""
         self._tokens.settle(estimate, tokens)
         self._changed.set()
-
-    def hold(self, seconds: float) -> None:
-        """Send nothing for so long."""
-        self._rest_until = max(self._rest_until, asyncio.get_running_loop().time() + seconds)
 
 
 class Usual:

@@ -1,11 +1,13 @@
 """The servers of one model: each address with its own number of concurrent calls, and whether it is down.
 
 Every caller belongs to one server and takes the next request that waits, so a faster server gets more of them. A server
-that fails after all tries rests for a while if another one still answers; its callers hand their requests back.
+that fails after all tries, or asks for a long pause, rests for a while if another one still answers; its callers hand
+their requests back. A pause that one server asks for is no pause of the others.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,13 +24,13 @@ REST_SECONDS = 60.0
 
 
 class Server:
-    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, and has not
-    answered since."""
+    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, or asked for a
+    long pause, and has not answered since."""
 
     def __init__(self, endpoint: Endpoint, most: int) -> None:
         self.endpoint, self.concurrency = endpoint, Concurrency(most)
         self.answers, self.down = 0, False
-        self._rests_until = 0.0
+        self._rests_until = self._paused_until = 0.0
 
     @property
     def url(self) -> str:
@@ -36,10 +38,18 @@ class Server:
 
     @property
     def resting(self) -> bool:
-        return self.down and time.monotonic() < self._rests_until
+        return time.monotonic() < max(self._paused_until, self._rests_until if self.down else 0.0)
 
     def rest(self, seconds: float | None = None) -> None:
         self.down, self._rests_until = True, time.monotonic() + (REST_SECONDS if seconds is None else seconds)
+
+    def pause(self, seconds: float) -> None:
+        """Send it nothing for so long."""
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+
+    async def pause_over(self) -> None:
+        while (left := self._paused_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
 
     def answered(self) -> None:
         self.answers, self.down = self.answers + 1, False
