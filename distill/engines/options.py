@@ -133,7 +133,7 @@ class OpenAIOptions(Settings):
     also_at: Annotated[list[Annotated[str, AfterValidator(_address)]], Operational(), Field(default_factory=list)]
     """More addresses of the same model, such as a vLLM on each node. Calls are spread over all of them, with
     `concurrency` at each. One that fails after all `retries` is left out for a minute, one that asks for a pause
-    (Retry-After) until then; the others take its calls."""
+    (Retry-After) for that long; the others take its calls."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
         Operational(),

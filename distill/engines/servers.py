@@ -24,8 +24,8 @@ REST_SECONDS = 60.0
 
 
 class Server:
-    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, or asked for a
-    long pause, and has not answered since."""
+    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, or asked for
+    a long pause, and has not answered since."""
 
     def __init__(self, endpoint: Endpoint, most: int) -> None:
         self.endpoint, self.concurrency = endpoint, Concurrency(most)
