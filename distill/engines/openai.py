@@ -40,6 +40,8 @@ from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 HEARTBEAT_SECONDS = 0.5
 SHOWN_SECONDS = 0.05
 """Seconds between two updates of a response that is being streamed."""
+HAND_OVER_SECONDS = 1.0
+"""If a server asks for a longer pause, its calls go to the other addresses at once."""
 ONE_TOKEN = 2
 """Added to the number of a response's part: the call that asks for one token only."""
 
@@ -314,10 +316,11 @@ class OpenAIEngine:
 
     def _pause(self, server: Server, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
-        if wait is not None and wait > self._options.timeout:
+        if wait is not None and wait > min(HAND_OVER_SECONDS, self._options.timeout):
             why = f"{problem}; asks to wait {wait:.0f} seconds"
             self._leave(server, why, wait)
-            raise Stopped(f"{server.url}: {why}; run the same command again then")
+            if wait > self._options.timeout:
+                raise Stopped(f"{server.url}: {why}; run the same command again then")
         if wait:
             server.pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)
