@@ -31,7 +31,7 @@ from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, 
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
-from distill.engines.servers import Line, Server
+from distill.engines.servers import REST_SECONDS, Line, Server
 from distill.modelspec import Model
 from distill.thinking import estimate_tokens, join_thinking
 from distill.types import Completion, Request, Sampling
@@ -309,7 +309,7 @@ class OpenAIEngine:
     def _leave(self, server: Server, why: str, seconds: float | None = None) -> None:
         """Raise `HandedBack` if another server is not down; this one then rests."""
         if any(not other.down for other in self._servers if other is not server):
-            if not server.down:
+            if not server.down and (seconds is None or seconds >= REST_SECONDS):  # short pauses are usual
                 self._note(f"{server.url}: {why}; the other addresses take its calls")
             server.rest(seconds)
             raise HandedBack
