@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import Field
 
-from distill.evaluation.statistics import clustered_mean, paired_difference
+from distill.evaluation.statistics import Z95, clustered_mean, paired_difference
 from pipeline.stage import Settings, later
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -36,7 +37,8 @@ class AlarmSettings(Settings):
     heldout_share: Share = 0.25
     """...and held-out pass@1, at the upper end of its 95% interval, by less than this share of it."""
     heldout_fall: Share = later(0.1)
-    """`worse`: held-out pass@1, at the upper end of its 95% interval, fell by at least this much from its best."""
+    """`worse`: held-out pass@1 fell by at least this much from its best, at the upper end of a 95% interval that is as
+    wide as the number of comparisons requires."""
     format_rise: Positive = 0.1
     """`format_only`: another verifier with a weight above 0 rose by this much, and the one that judges correctness by
     less than `heldout_share` of it."""
@@ -129,16 +131,19 @@ def hacking(history: History, step: int, limits: AlarmSettings) -> Cause | None:
 
 
 def worse(history: History, step: int, limits: AlarmSettings) -> Cause | None:
-    """Held-out problems are solved less often than they once were, whatever the reward does."""
+    """Held-out problems are solved less often than they once were, whatever the reward does. The best of many scores
+    was also lucky, and each new one is compared again; so the interval is Bonferroni's for all pairs so far."""
     means = {at: clustered_mean(scores).value for at, scores in history.heldout.items() if at <= step}
     if step not in means:
         return None
     best = max(means, key=lambda at: (means[at], -at))
     change = paired_difference(history.heldout[best], history.heldout[step])
-    if change.high > -limits.heldout_fall:
+    wider = NormalDist().inv_cdf(1 - 0.025 / max(math.comb(len(means), 2), 1)) / Z95
+    high = change.value + wider * (change.high - change.value)
+    if high > -limits.heldout_fall:
         return None
     evidence = f"held-out pass@1 fell from {means[best]:.2f} (step {best}) to {means[step]:.2f}"
-    return evidence, change.high, -limits.heldout_fall
+    return evidence, high, -limits.heldout_fall
 
 
 def format_only(history: History, step: int, limits: AlarmSettings) -> Cause | None:

@@ -75,6 +75,10 @@ class PassRates:
                     known.setdefault(problem, (0.0, float(len(passes))))
         return known
 
+    def drawn(self, step: int) -> Mapping[str, Sequence[bool | None]]:
+        """The rollouts of a step by problem."""
+        return self._groups.get(step, {})
+
     def groups(self, step: int) -> dict[str, list[bool]]:
         """The judged rollouts of a step by problem, without problems that have none."""
         return {problem: judged for problem, passes in self._groups[step].items() if (judged := _judged(passes))}
@@ -139,15 +143,30 @@ class Draws:
             }
         return found
 
-    def expected(self, step: int) -> dict[str, tuple[float, float]]:
-        """The pass rate of each problem as far as it is known at ``step``, and the mean of its task's."""
-        known, prefer = self.rates.at(step), self._prefer or Preference()
-        found = dict[str, tuple[float, float]]()
-        for task in self._tasks:
-            rates = [prefer.rate(known.get(problem.id, (0.0, 0.0))) for problem in task.problems]
-            mean = math.fsum(rates) / len(rates)
-            found |= {problem.id: (rate, mean) for problem, rate in zip(task.problems, rates, strict=True)}
-        return found
+    def solved(self, step: int) -> float:
+        """The share of rollouts of ``step`` (from 1) that would have been right, had problems been drawn uniformly: the
+        preference moves the mean towards its aim, without any learning. NaN if none was judged.
+
+        It is the mean of what was known of all problems, plus an estimate of how far they differ from that: each drawn
+        one stands for all that were left when it was drawn, the more the rarer it was (Des Raj 1956, for draws without
+        replacement). Where what is known is wrong or old, the estimate is noisier, but not biased; only refills bias it
+        a little, as they follow from the results.
+        """
+        step, groups = step - 1, self.rates.drawn(step)
+        known, prefer = self.rates.at(step), self._prefer or Preference(strength=0.0)
+        terms: list[float] = []
+        for index, task in enumerate(self._tasks):
+            rates = {problem.id: prefer.rate(known.get(problem.id, (0.0, 0.0))) for problem in task.problems}
+            weights = dict(zip(rates, self._weights(step, task), strict=True))
+            order = [problem.id for _, problem in self._preferred(step, index, len(rates))]
+            left = list(accumulate(weights[name] for name in reversed(order)))[::-1]  # not drawn before the n-th
+            mean, seen = math.fsum(rates.values()) / len(rates), 0.0
+            for name, rest in zip(order, left, strict=True):
+                if judged := _judged(groups.get(name, ())):
+                    more = sum(judged) / len(judged) - rates[name]
+                    terms.append(mean + (seen + more * rest / weights[name]) / len(rates))
+                    seen += more
+        return math.fsum(terms) / len(terms) if terms else math.nan
 
     def _weights(self, step: int, task: Task) -> list[float]:
         prefer, known = self._prefer or Preference(strength=0.0), self.rates.at(step)
@@ -194,24 +213,6 @@ def _apart(order: list[int], given: Sequence[int], head: int) -> list[int]:
             other = next(free)
             order[place], order[other] = order[other], order[place]
     return order
-
-
-def solved(draws: Draws, step: int) -> float:
-    """The share of rollouts of ``step`` (from 1) that would have been right, had problems been drawn uniformly: the
-    preference moves the mean towards its aim, without any learning. NaN if none was judged.
-
-    It is the mean of what was known of all problems, plus how far the drawn ones differed from it, each weighted by how
-    much rarer it would have been (the difference estimator of survey sampling: where what is known is wrong or old, the
-    estimate is noisier, but not biased).
-    """
-    groups = draws.rates.groups(step)
-    weights, expected = draws.weights(step - 1), draws.expected(step - 1)
-    terms = [
-        mean + (sum(passes) / len(passes) - rate) / weights[problem]
-        for problem, passes in groups.items()
-        for rate, mean in [expected[problem]]
-    ]
-    return math.fsum(terms) / len(terms) if terms else math.nan
 
 
 def zero_variance(draws: Draws, steps: int) -> dict[str, float]:

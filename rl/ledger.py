@@ -17,6 +17,7 @@ from distill.generation import trace_of
 from distill.prompting import Ask, plainly
 from distill.store import Store
 from distill.store.records import Row, completion_of, trace_row, verdict_of, verdict_row
+from distill.thinking import Response
 from distill.types import Completion, Problem, Sampling, Verdict
 from distill.verifiers import VerifierPool, settled
 from distill.verifiers.base import Stopping, never
@@ -44,8 +45,8 @@ class Ledger:
         self._problem_keys, self._pool, self._verifiers = problem_keys, pool, verifiers
         self._stopping, self._ask, self._engine = stopping, ask, engine
         self._counting: dict[str, Spec] = {}
-        self._verdicts: dict[tuple[str, str], tuple[Spec, Verdict]] = {}
-        self._known: dict[tuple[str, str], Verdict] = {}
+        self._verdicts: dict[tuple[str, str], Verdict] = {}
+        """Of a step's completions, by their keys and the verifier's settings."""
         self._kept: set[int] = set()
         if store.path.exists():
             rows = store.rows("SELECT DISTINCT step FROM rollouts WHERE run = ?", [run])
@@ -53,26 +54,23 @@ class Ledger:
 
     def reward(self, asked: Sequence[tuple[Problem, Completion]]) -> list[Scores]:
         """Each verifier's score of each completion, by component; None if unverifiable. What was judged before the run
-        was killed is not judged again: a judge would be paid twice, and might change its mind."""
-        spec_of = {
-            (c.key, name): problem.verifier if spec is None else spec
-            for problem, c in asked
-            for name, spec in self._verifiers.items()
-        }
-        for key, spec in spec_of.items():
-            settled = self._settled(spec)
-            if verdict := self._known.get((key[0], canonical(settled))):
-                self._verdicts[key] = settled, verdict
-        items = (
-            ((c.key, name), spec_of[c.key, name], p, response_of(c))
-            for p, c in asked
-            for name in self._verifiers
-            if (c.key, name) not in self._verdicts
-        )
-        for key, verdict in self._pool.verify_many(items, self._stopping):
-            self._verdicts[key] = self._settled(spec_of[key]), verdict
+        was killed is not judged again, nor for a second component: a judge would be paid twice, and might change its
+        mind."""
+        wanted: dict[tuple[str, str], tuple[Spec, Problem, Response]] = {}
+        for problem, c in asked:
+            for spec in self._verifiers.values():
+                spec = problem.verifier if spec is None else spec
+                if (key := (c.key, canonical(self._settled(spec)))) not in self._verdicts:
+                    wanted[key] = spec, problem, response_of(c)
+        items = ((key, *what) for key, what in wanted.items())
+        self._verdicts.update(self._pool.verify_many(items, self._stopping))
         stop_check(self._stopping)
-        return [{name: self._verdicts[c.key, name][1].score for name in self._verifiers} for _, c in asked]
+        return [{name: self._judged(name, problem, c)[1].score for name in self._verifiers} for problem, c in asked]
+
+    def _judged(self, name: str, problem: Problem, completion: Completion) -> tuple[Spec, Verdict]:
+        spec = self._verifiers[name]
+        settled = self._settled(problem.verifier if spec is None else spec)
+        return settled, self._verdicts[completion.key, canonical(settled)]
 
     def _settled(self, spec: Spec) -> Spec:
         name = canonical(spec)
@@ -85,7 +83,6 @@ class Ledger:
             for table, rows in zip(("traces", "verdicts", "rollouts"), zip(*parts, strict=True), strict=True):
                 self._store.append(table, list(chain.from_iterable(rows)))  # one verdict per component
         self._verdicts.clear()
-        self._known.clear()
         if step % INGEST_STEPS == 0:
             self._store.ingest_if_free()
 
@@ -100,7 +97,7 @@ class Ledger:
         )  # fmt: skip
         verdicts: dict[str, Row] = {}  # by key: two components may share a verifier
         for name in self._verifiers:
-            spec, verdict = self._verdicts[completion.key, name]
+            spec, verdict = self._judged(name, problem, completion)
             verdict_key = keys.verdict_key(key, problem_key, verdict.verifier, verdict.version, canonical(spec))
             verdicts[verdict_key] = verdict_row(verdict_key, key, problem_key, verdict, spec)
         facts = {
@@ -183,5 +180,5 @@ class Ledger:
             "WHERE r.run = ? AND r.step = ? ORDER BY v.created DESC",  # the run's own is the first of its kind
             [self._run, step + 1],
         )
-        self._known = {(names[row["trace_key"]], row["settings"]): verdict_of(row) for row in judged}
+        self._verdicts = {(names[row["trace_key"]], row["settings"]): verdict_of(row) for row in judged}
         yield from (completion_of(row, names[row["trace_key"]]) for row in rows)

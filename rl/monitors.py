@@ -48,7 +48,7 @@ class GrpoMetrics(UpdateMetrics, SampleMetrics):
     ``teacher_kl`` estimates the reverse KL(student, teacher) in nats per token from the sampled tokens,
     ``worst_step`` is the mean of the rollouts' lowest step rewards, ``value_explained`` the share of the variance of a
     value head's targets that it explained before the step: 0 is no better than a constant.
-    ``solved_without_preference`` is `rl.draws.solved`, if problems are chosen by their pass rate.
+    ``solved_without_preference`` is `rl.draws.Draws.solved`, if problems are chosen by their pass rate.
     """
 
     step: int

@@ -128,6 +128,19 @@ def test_a_run_ends_when_every_address_is_down(nodes: tuple[Server, Server]) -> 
         sample(options(nodes[0].url, nodes[1].url), [asked(p) for p in PROMPTS])
 
 
+def test_a_request_that_fails_at_every_address_ends_the_run_although_others_are_answered(
+    nodes: tuple[Server, Server],
+) -> None:
+    """Otherwise it would go to and fro, and each lost call may be billed."""
+    nothing = status(200, "[]")
+    for node in nodes:
+        node.scripts["prompt 7"] = [nothing]
+    with pytest.raises(PipelineError, match=r"the reply is not a JSON object \(2 tries\)"):
+        sample(options(nodes[0].url, nodes[1].url), [asked(f"prompt {i}") for i in range(3000)])
+    calls = [prompts_at(node).count("prompt 7") for node in nodes]
+    assert calls == [2, 2]
+
+
 def test_a_mistake_at_one_address_ends_the_run_and_names_it(nodes: tuple[Server, Server]) -> None:
     nodes[1].otherwise = status(404, "no such model")
     with pytest.raises(InputError, match=f"{nodes[1].url}/chat/completions: refuses the call for model tiny"):

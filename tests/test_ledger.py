@@ -87,6 +87,17 @@ def test_what_was_judged_before_a_run_was_killed_is_not_judged_again(tmp_path: P
         assert again.reward([(PROBLEM, replace(c, key="grpo/1")) for c in kept[:1]]) == [{"own": None}]  # a later step
 
 
+def test_two_components_with_the_same_settings_share_a_verdict(tmp_path: Path) -> None:
+    """The store holds one. If they were judged apart, a resumed run would learn from other rewards."""
+    (tmp_path / "own.py").write_text(WAVERING)
+    own = f"{tmp_path / 'own.py'}:Own"
+    with VerifierPool(workers=1) as pool:
+        names = {PROBLEM.id: problem_key(PROBLEM)}
+        ledger = Ledger(Store(tmp_path / "store"), "run", SETTINGS.sampling_at, names, pool, {"a": own, "b": own})
+        rewards = ledger.reward([(PROBLEM, completion(text, index)) for index, text in enumerate(TEXTS)])
+    assert rewards == [{"a": 1.0, "b": 1.0}] * 2 and (tmp_path / "asked").read_text() == "xx"
+
+
 def test_a_rollout_s_prefix_and_forced_tokens_are_stored_and_read_back(tmp_path: Path) -> None:
     """Otherwise a resumed step, partly sampled before, would learn from forced tokens after all."""
     store = Store(tmp_path)

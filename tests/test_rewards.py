@@ -259,6 +259,27 @@ def test_the_zero_variance_share_is_estimated_as_if_drawn_uniformly() -> None:
     assert found["all_alike_without_preference"] == pytest.approx(0.5, abs=0.12)
 
 
+@pytest.mark.parametrize("prompts", [4, 12, 24])
+def test_the_share_solved_is_estimated_without_bias_however_many_of_the_problems_a_step_draws(prompts: int) -> None:
+    """What was known is wrong: of the problems that seemed even, all are solved now, of the hard ones none."""
+    source = task("a", 24)
+    found = []
+    for seed in range(400):
+        rates = PassRates({p.id: (4.0, 8.0) if i % 3 else (0.0, 8.0) for i, p in enumerate(source.problems)})
+        draws = Draws([source], prompts, seed=seed, prefer=Preference(), rates=rates)
+        rates.add(1, [(p.id, bool(int(p.id[2:]) % 3)) for p in draws(0)])
+        found.append(draws.solved(1))
+    assert sum(found) / 400 == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_the_share_solved_is_a_number_however_strong_the_preference() -> None:
+    source = task("a", 24)
+    rates = PassRates({p.id: (4.0, 8.0) if i % 3 else (0.0, 30.0) for i, p in enumerate(source.problems)})
+    draws = Draws([source], prompts=24, prefer=Preference(strength=1000), rates=rates)
+    rates.add(1, [(p.id, bool(int(p.id[2:]) % 3)) for p in draws(0)])
+    assert draws.solved(1) == pytest.approx(2 / 3, abs=0.2)
+
+
 def test_the_shares_of_tasks_do_not_count_as_preference() -> None:
     """All problems of a task have the same preference, lower in one of two tasks: within a task draws are uniform."""
     easy, hard = task("a", 20), task("b", 20)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -86,7 +85,9 @@ class OpenAIEngine:
         self._budget = pacing.SpendingCap(options.max_cost, options.max_total_tokens, calls.spent)
         self._usual = pacing.Usual()
         self._failure: BaseException | None = None
-        self._handed_back: deque[Request] = deque()
+        self._handed_back: list[Request] = []
+        self._failed_at: dict[str, set[str]] = {}
+        """The addresses where a request failed, by its key: what fails everywhere may be the request's own fault."""
         self._open, self._ended = 0, False
         """The requests that were taken and not answered, and whether there are no others."""
         self._changed = asyncio.Event()
@@ -185,6 +186,7 @@ class OpenAIEngine:
     async def _run_callers(self, requests: Iterator[Request | None], results: Results) -> None:
         """Run the calls until the requests end or something fails; None in ``results`` marks the end."""
         self._handed_back.clear()
+        self._failed_at.clear()
         self._open, self._ended = 0, False
         try:
             async with asyncio.TaskGroup() as group:
@@ -234,8 +236,9 @@ class OpenAIEngine:
             if server.resting:
                 await asyncio.sleep(HEARTBEAT_SECONDS)
                 continue
-            if self._handed_back:
-                return self._handed_back.popleft()
+            if back := next((r for r in self._handed_back if self._may_take(server, r)), None):
+                self._handed_back.remove(back)
+                return back
             request = next(requests, ENDED)
             if request is ENDED:
                 self._ended = True
@@ -302,23 +305,31 @@ class OpenAIEngine:
             self._retries += 1
             await asyncio.sleep(wait)
         tries = "1 try" if attempt == 1 else f"{attempt} tries"
-        self._leave(server, f"{last} ({tries})")
+        self._leave(server, request, f"{last} ({tries})")
         kept = "; what was made is kept; run the same command again to continue" if self._calls.durable else ""
         raise PipelineError(f"{server.url}: {last} ({tries}){kept}")
 
-    def _leave(self, server: Server, why: str, seconds: float | None = None) -> None:
-        """Raise `HandedBack` if another server is not down; this one then rests."""
-        if any(not other.down for other in self._servers if other is not server):
+    def _leave(self, server: Server, request: Request, why: str, seconds: float | None = None) -> None:
+        """Raise `HandedBack` if another server is not down and has not failed at this request; this one then rests."""
+        self._failed_at.setdefault(request.key, set()).add(server.url)
+        if self._elsewhere(request):
             if not server.down and (seconds is None or seconds >= REST_SECONDS):  # short pauses are usual
                 self._note(f"{server.url}: {why}; the other addresses take its calls")
             server.rest(seconds)
             raise HandedBack
 
+    def _may_take(self, server: Server, request: Request) -> bool:
+        return server.url not in self._failed_at[request.key] or not self._elsewhere(request)
+
+    def _elsewhere(self, request: Request) -> bool:
+        failed = self._failed_at[request.key]
+        return any(not server.down and server.url not in failed for server in self._servers)
+
     def _pause(self, server: Server, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
         if wait is not None and wait > min(HAND_OVER_SECONDS, self._options.timeout):
             why = f"{problem}; asks to wait {wait:.0f} seconds"
-            self._leave(server, why, wait)
+            self._leave(server, request, why, wait)
             if wait > self._options.timeout:
                 raise Stopped(f"{server.url}: {why}; run the same command again then")
         if wait:

@@ -50,7 +50,7 @@ def refine(
     weight of the reward beside a teacher's; with a ``critic``, rewards are compared with its estimates, not with each
     other."""
     from distill.training.metrics import Recorder
-    from rl.draws import solved, zero_variance
+    from rl.draws import zero_variance
     from rl.grpo import train_grpo
     from rl.ledger import Ledger
     from rl.stages import guarding
@@ -83,7 +83,7 @@ def refine(
 
         def record(metrics: GrpoMetrics) -> None:
             if settings.pass_rate:
-                metrics = replace(metrics, solved_without_preference=solved(draws, metrics.step))
+                metrics = replace(metrics, solved_without_preference=draws.solved(metrics.step))
             recorder(metrics)
             guard.record(metrics)
 
