@@ -57,7 +57,8 @@ def workspace_lock(
             except BlockingIOError:
                 late = time.monotonic() - began > PATIENCE
                 if stopping() or (late and not wait):
-                    after = "run this again when it has ended (`distill run --wait` waits), or stop it"
+                    hint = "" if wait else " (`distill run --wait` waits)"
+                    after = f"run this again when it has ended{hint}, or stop it"
                     raise Busy(f"{workspace}: in use by {holder(path)}; {after}") from None
                 if late and not announced:
                     waiting(f"for {holder(path)}, which uses {workspace}")

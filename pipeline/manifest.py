@@ -107,6 +107,8 @@ def _standing(workspace: Path) -> dict[str, str]:
 
 
 def newest(workspace: Path, kind: str, stage: str) -> Manifest | None:
-    """The stage's manifest that was written last."""
+    """The stage's manifest that was written last. A stage that was renamed since has only a current one."""
     known = (read(path) for path in (directory(workspace) / kind).glob("*.json"))
-    return max((m for m in known if m and m.stage == stage), key=lambda m: m.finished, default=None)
+    found = max((m for m in known if m and m.stage == stage), key=lambda m: m.finished, default=None)
+    standing = None if found else current(workspace, stage)
+    return standing if standing and standing.identity.kind == kind else found

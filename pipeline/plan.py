@@ -99,6 +99,7 @@ def _why_remake(spec: StageSpec, found: Manifest, inputs: Mapping[str, Manifest]
 
 
 def complete(spec: StageSpec, manifest: Manifest) -> StagePlan:
+    manifest = replace(manifest, stage=spec.name)  # it may have been made by a stage of another name
     return StagePlan(spec, Status.CACHED, (), manifest.identity, manifest, figures=manifest.figures, counts=True)
 
 

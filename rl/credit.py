@@ -14,19 +14,22 @@ import torch
 from torch import Tensor
 
 Baseline = Literal["group", "leave_one_out"]
-Scale = Literal["group", "batch", "none"]
+Scale = Literal["group", "batch", "mean", "none"]
 
 EPSILON = 1e-4
 """Added to the standard deviation (TRL's value, so that the two can be compared)."""
 
 
 def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "group") -> Tensor:
-    """Rewards (P, G) -> advantages (P, G): r - mean of the group, optionally divided by a standard deviation.
+    """Rewards (P, G) -> advantages (P, G): r - mean of the group, optionally divided by a scale.
 
     Baseline ``group`` is GRPO's mean (DeepSeekMath, eq. 3), ``leave_one_out`` RLOO's mean of the others
     (https://arxiv.org/abs/2402.14740). Scale ``group`` divides by the group's standard deviation, which
     gives easy and hard problems more weight (Dr. GRPO argues for ``none``); ``batch`` divides by that of all
-    rewards (https://arxiv.org/abs/2508.08221). Both have ddof 1. Groups with fewer than two judged samples get 0.
+    rewards (https://arxiv.org/abs/2508.08221). Both have ddof 1. ``mean`` divides by the group's mean reward, which has
+    to be at least 0: for rewards of 0 and 1, that is MaxRL, an estimate of the gradient of log p(right) rather than of
+    p(right), truncated at order G - 1 (https://arxiv.org/abs/2602.02710). Groups with fewer than two judged samples get
+    0.
     """
     judged = ~rewards.isnan()
     count = judged.sum(1, keepdim=True)
@@ -41,6 +44,8 @@ def advantages(rewards: Tensor, baseline: Baseline = "group", scale: Scale = "gr
         result = result / (deviation + EPSILON)
     elif scale == "batch" and judged.sum() > 1:
         result = result / (rewards[judged].std() + EPSILON)
+    elif scale == "mean":
+        result = torch.where(mean > 0, result / mean, 0.0)
     return torch.where(judged & (count > 1), result, 0.0)
 
 

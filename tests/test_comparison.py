@@ -179,6 +179,18 @@ def test_scores_are_those_of_the_current_settings_not_of_the_last_run(
     assert "with its current settings (samples: 1 -> 3)" in shown.err and '"samples": 1' in shown.out
 
 
+def test_a_renamed_evaluation_is_named_as_it_is_called_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = PIPELINE.partition("  colder:")[0]
+    for each in (text, text.replace("evaluate: {{", "measure: {{kind: evaluate, ")):
+        measured = tmp_path / "pipeline.yaml", run_pipeline(tmp_path, heldout=2, text=each)
+    run_compare(measured, "bad", "good", stage="measure")
+    changed = measured[0].read_text().replace("samples: 2", "samples: 3")
+    measured[0].write_text(changed)
+    run_compare(measured, "bad", "good", stage="measure")
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [found["before"] for found in shown] == ["measure/bad", "measure/bad"]
+
+
 def test_the_protocol_is_everything_but_the_model_that_a_score_depends_on(tmp_path: Path) -> None:
     usual: dict[str, Any] = {"problems": "problems", "models": {"m": "embedded:teacher"}}
 

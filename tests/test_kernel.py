@@ -173,6 +173,15 @@ name: letters
     assert run(load(same)) == []
 
 
+def test_a_renamed_stage_is_shown_by_its_new_name(project: Path) -> None:
+    run(load())
+    renamed = YAML.replace("  a:", "  first:").replace("[a, b]", "[first, b]")
+    done = runner.run(load(renamed), Workspace(load().workspace), RecordingListener(), lambda: False)
+    assert [made.stage for made, _ in done] == ["text", "first", "b", "sum"] and all(cached for _, cached in done)
+    changed = load(renamed, overrides=["first.letter=n"])
+    assert plans(changed)["first"] == ("will run", ('letter: "a" -> "n"',))
+
+
 def test_an_edited_input_file_is_detected_by_content(project: Path) -> None:
     run(load())
     Path("input.txt").touch()
@@ -578,7 +587,7 @@ def test_a_held_workspace_names_its_holder_and_a_killed_one_is_free(tmp_path: Pa
         assert running(tmp_path) == holder.pid
         messages: list[str] = []
         with (
-            pytest.raises(Busy),
+            pytest.raises(Busy, match="run this again when it has ended, or stop it"),
             workspace_lock(tmp_path, wait=True, stopping=lambda: bool(messages), waiting=messages.append),
         ):
             pass

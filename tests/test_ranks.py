@@ -18,6 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ranks_run import HALF, LEG, ROWS, STEPS, model, refined, supervised, valued  # noqa: E402
+from test_sampler import requests, two_ranks  # noqa: E402
 from tiny import weights  # noqa: E402
 
 from distill.training.learner import run_identity  # noqa: E402
@@ -136,6 +137,20 @@ def test_a_killed_rank_ends_the_run_which_then_resumes_exactly(together: Path, t
     made = model(True)
     assert train(made, ROWS, settings, checkpoints=tmp_path).resumed_at == 2
     assert torch.equal(weights(made), torch.load(together / "found.pt")["ddp True"][0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+def test_a_rank_lost_while_others_sample_ends_a_run_that_is_to_stop(tmp_path: Path) -> None:
+    """So it is under torchrun, which tells the other ranks to stop and kills them half a minute later."""
+    looks = count()
+
+    def stopping() -> bool:
+        if next(looks) == 2:
+            os.kill(rank_1(), signal.SIGKILL)
+        return next(looks) > 2
+
+    with pytest.raises(PipelineError, match="run the same command again"), two_ranks(tmp_path) as (sampler, _):
+        list(sampler.generate(requests("a", "b", tokens=100_000), stopping))
 
 
 def rank_1() -> int:

@@ -37,7 +37,9 @@ rewards_of_groups = st.lists(st.sampled_from([0.0, 0.5, 1.0, math.nan]), min_siz
 )
 
 
-@given(rewards_of_groups, st.sampled_from(["group", "leave_one_out"]), st.sampled_from(["group", "batch", "none"]))
+@given(
+    rewards_of_groups, st.sampled_from(["group", "leave_one_out"]), st.sampled_from(["group", "batch", "mean", "none"])
+)
 def test_advantages_of_a_group_sum_to_zero_and_skip_the_unjudged(rewards: Any, baseline: Any, scale: Any) -> None:
     result = credit.advantages(rewards, baseline, scale)
     torch.testing.assert_close(result.sum(1), torch.zeros(len(rewards), dtype=torch.float64), atol=1e-9, rtol=0)
@@ -48,7 +50,7 @@ def test_advantages_of_a_group_sum_to_zero_and_skip_the_unjudged(rewards: Any, b
 @given(rewards_of_groups)
 def test_an_unjudged_sample_changes_nothing_for_the_others(rewards: Any) -> None:
     longer = torch.cat([rewards, torch.full((len(rewards), 1), math.nan, dtype=torch.float64)], 1)
-    for scale in ("group", "batch", "none"):
+    for scale in ("group", "batch", "mean", "none"):
         torch.testing.assert_close(
             credit.advantages(longer, scale=scale)[:, :-1], credit.advantages(rewards, scale=scale)
         )
@@ -60,6 +62,7 @@ def test_advantages_by_hand() -> None:
     torch.testing.assert_close(credit.advantages(rewards, scale="none"), plain)
     torch.testing.assert_close(credit.advantages(rewards), plain / (0.5 + credit.EPSILON))
     torch.testing.assert_close(credit.advantages(rewards, "leave_one_out", "none"), plain * 4 / 3)
+    torch.testing.assert_close(credit.advantages(rewards, scale="mean"), plain / 0.25)
 
 
 # ------------------------------------------------------------------ loss

@@ -72,6 +72,15 @@ def test_dividing_by_the_group_s_deviation_favours_easy_and_hard_problems() -> N
     assert weight(hard, "group") > 1.2 * weight(even, "group")
 
 
+@pytest.mark.parametrize("group", [2, 3, 5])
+def test_dividing_by_the_group_s_mean_follows_the_log_of_the_chance_to_be_right(group: int) -> None:
+    """MaxRL: the gradient of log p = -sum of (1 - p)^k / k, here up to k = G - 1. (Its paper says G, for the estimator
+    without a baseline; the baseline is missing in groups without a right answer, which costs one order.)"""
+    p = BIASED.softmax(-1)[0]
+    orders = sum((1 - p) ** (k - 1) for k in range(1, group))
+    torch.testing.assert_close(expected(BIASED, PAYS, group, scale="mean"), orders * exact(BIASED, PAYS))
+
+
 def test_sampled_updates_average_to_the_policy_gradient() -> None:
     """Sixteen arms with different rewards, 20,000 groups: within three standard errors on every arm."""
     draw = generator("bandit")

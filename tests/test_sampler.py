@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import signal
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 from weakref import ref
@@ -19,7 +19,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from test_opd import opd  # noqa: E402
-from test_ranks import rank_1  # noqa: E402
 from test_rl import grpo, policy, student  # noqa: E402
 from tiny import chat_tokenizer, memory_for_samples, tiny, weights  # noqa: E402
 
@@ -30,6 +29,7 @@ from distill.prm.reading import PrmScorer  # noqa: E402
 from distill.randomness import generator  # noqa: E402
 from distill.training import trials  # noqa: E402
 from distill.training.batching import micro_batches  # noqa: E402
+from distill.training.launch import joined, run_of_several  # noqa: E402
 from distill.training.learner import Learner, LearnerSettings  # noqa: E402
 from distill.training.optimizer import OptimizerSettings  # noqa: E402
 from distill.training.sampler import StudentSampler  # noqa: E402
@@ -40,6 +40,33 @@ from pipeline.errors import PipelineError  # noqa: E402
 from rl.process import ProcessRewards  # noqa: E402
 from rl.step_credit import Mixture  # noqa: E402
 from rl.teacher import TEACHER, TransformersTeacher  # noqa: E402
+
+HERE = Path(__file__).parent
+Together = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.fixture(scope="module")
+def together() -> Iterator[Together]:
+    """In this context, trainings have two ranks: this process, and one that was started once for the file. Both are
+    told so as torchrun tells them, under which trainings follow each other, too."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    started = os.environ | place | {"RANK": "1", "LOCAL_RANK": "1", "PYTHONPATH": f"{HERE.parent}{os.pathsep}{HERE}"}
+    other = subprocess.Popen([sys.executable, "-m", "distill.training.launch"], env=started, stdin=subprocess.PIPE)
+
+    @contextmanager
+    def rank_0() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (place | {"RANK": "0", "LOCAL_RANK": "0"}).items():
+                patch.setenv(name, value)
+            yield
+
+    yield rank_0
+    with rank_0(), run_of_several():
+        pass  # ends the other, as at the end of a command
+    joined.cache_clear()
+    other.kill()
+    other.communicate()
 
 
 class Counted(StudentSampler):
@@ -63,12 +90,13 @@ class Counted(StudentSampler):
         self.training = ref(learner)
 
 
-def test_two_ranks_sample_what_one_does(tmp_path: Path) -> None:
+def test_two_ranks_sample_what_one_does(tmp_path: Path, together: Together) -> None:
     """From the first weights, and then from those that every rank has learned."""
     one, two = student(), student()
     sampler = Counted(policy(two))
     _, alone = grpo(one, tmp_path / "one", steps=1)
-    metrics, rollouts = grpo(two, tmp_path / "two", sampler, steps=3, devices=2)
+    with together():
+        metrics, rollouts = grpo(two, tmp_path / "two", sampler, steps=3)
     sampled, shared = (
         [(c.token_ids, c.logprobs, c.text) for c in (r.completion for r in rows)] for rows in (alone, rollouts)
     )
@@ -95,13 +123,13 @@ def requests(*prompts: str, tokens: int = 4) -> list[Request]:
     ]
 
 
-def test_a_stop_and_an_error_reach_every_rank(tmp_path: Path) -> None:
+def test_a_stop_and_an_error_reach_every_rank(tmp_path: Path, together: Together) -> None:
     """An error of any ends the sampling of all: what rank 0 is to sample beside it would take hours."""
     teacher, apart = TransformersTeacher(tiny()), TransformersTeacher(tiny())
     with torch.no_grad():
         teacher.network.get_input_embeddings().weight[5] = math.nan
     whole, broken = (Completion("k", "", prompt, "", (2,), (0.0,), Finish.STOP) for prompt in ((1,), (5,)))
-    with two_ranks(tmp_path) as (sampler, learner):
+    with together(), two_ranks(tmp_path) as (sampler, learner):
         long = requests("a", "b", tokens=100_000)
         assert list(sampler.generate(long, lambda: True)) == []
         assert len(list(sampler.generate(requests("a", "b"), lambda: False))) == 2
@@ -121,9 +149,9 @@ def test_a_stop_and_an_error_reach_every_rank(tmp_path: Path) -> None:
         assert learner.beside[TEACHER] is teacher.network
 
 
-def test_completions_of_every_rank_come_as_they_are_made(tmp_path: Path) -> None:
+def test_completions_of_every_rank_come_as_they_are_made(tmp_path: Path, together: Together) -> None:
     """A run that is killed while it samples then keeps them, and they are judged meanwhile."""
-    with two_ranks(tmp_path) as (sampler, _):
+    with together(), two_ranks(tmp_path) as (sampler, _):
         one, two, three = requests("a", "b", "c")
         asked = [one, two, three, endless("d", "3")]  # rank 1 has the last two
         arriving = sampler.generate(asked, lambda: False)
@@ -145,20 +173,6 @@ def endless(prompt: str, key: str = "0") -> Request:
     return replace(requests(prompt, tokens=most)[0], key=key, budget=budget)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
-def test_a_rank_lost_while_others_sample_ends_a_run_that_is_to_stop(tmp_path: Path) -> None:
-    """So it is under torchrun, which tells the other ranks to stop and kills them half a minute later."""
-    looks = count()
-
-    def stopping() -> bool:
-        if next(looks) == 2:
-            os.kill(rank_1(), signal.SIGKILL)
-        return next(looks) > 2
-
-    with pytest.raises(PipelineError, match="run the same command again"), two_ranks(tmp_path) as (sampler, _):
-        list(sampler.generate(requests("a", "b", tokens=100_000), stopping))
-
-
 def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: Path) -> None:
     """They are forked before training replaces functions of the library by its own, which round in another way."""
     made, logprobs = [student(), student()], []
@@ -170,7 +184,9 @@ def test_worker_processes_sample_what_a_training_process_does_itself(tmp_path: P
     assert logprobs[0] == logprobs[1] and torch.equal(weights(made[0]), weights(made[1]))
 
 
-def test_two_ranks_score_what_a_teacher_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_score_what_a_teacher_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: Together
+) -> None:
     scored: list[int] = []
 
     def counted(rows: Any, max_tokens: int) -> Any:
@@ -178,20 +194,24 @@ def test_two_ranks_score_what_a_teacher_does(tmp_path: Path, monkeypatch: pytest
         return micro_batches(rows, max_tokens)
 
     monkeypatch.setattr("distill.training.passes.micro_batches", counted)
-    found = [opd(student(), tmp_path / str(n), steps=1, group=4, devices=n)[1] for n in (1, 2)]
+    found = [opd(student(), tmp_path / "one", steps=1, group=4)[1]]
+    with together():
+        found += [opd(student(), tmp_path / "two", steps=1, group=4)[1]]
     one, two = ([value for rollout in rollouts for value in rollout.teacher] for rollouts in found)
     assert two == pytest.approx(one, abs=1e-5) and len(set(one)) > len(found[0])
     assert scored == [len(found[0]), len(found[1]) // 2]
 
 
-def test_two_ranks_score_what_a_process_reward_model_does(tmp_path: Path) -> None:
+def test_two_ranks_score_what_a_process_reward_model_does(tmp_path: Path, together: Together) -> None:
     """A teacher beside it is another network, which scores what it would alone."""
     network, tokenizer = tiny(), chat_tokenizer()
     with torch.no_grad():
         head.attach(network, likelihood=False).weight.copy_(torch.from_numpy(generator("head").normal(0, 1, 32)))
     scorer = PrmScorer(network, tokenizer, "line")
     mix = Mixture(0.0, TransformersTeacher(tiny()), steps=ProcessRewards(scorer, tokenizer))
-    found = [grpo(student(), tmp_path / str(n), steps=1, mix=mix, devices=n)[1] for n in (1, 2)]
+    found = [grpo(student(), tmp_path / "one", steps=1, mix=mix)[1]]
+    with together():
+        found += [grpo(student(), tmp_path / "two", steps=1, mix=mix)[1]]
     for of in (lambda rollout: rollout.steps, lambda rollout: rollout.teacher):
         one, two = ([value for rollout in rollouts for value in of(rollout)] for rollouts in found)
         assert two == pytest.approx(one, abs=1e-5) and len(set(one)) > 8

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _scores(spec: PipelineSpec, space: Workspace, stage: str, asked: bool) -> Ma
             f"stage {stage} has no scores yet{settings}; run it: distill run {stage} --pipeline {spec.file}"
         )
     aside(f"{stage} has not been run with its current settings ({why}); these are the scores of its last run")
-    return last
+    return replace(last, stage=stage)  # it may have been made by a stage of another name
 
 
 def _subject(label: str, record: Manifest) -> Subject:

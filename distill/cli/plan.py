@@ -22,7 +22,9 @@ def plan(
 ) -> None:  # fmt: skip
     spec = load(pipeline, overrides, limit, workspace)
     space = workspace_of(spec)
-    Store(spec.workspace).refresh()
+    store = Store(spec.workspace)
+    store.refresh()
+    store.refuse_foreign()
     plans = make_plan(spec, space, stages, force)
     space.hashes.save() if spec.workspace.is_dir() else None
     to_run = [item for item in plans if item.status is not Status.CACHED]

@@ -30,7 +30,7 @@ from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, 
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
-from distill.engines.servers import Line, Server
+from distill.engines.servers import REST_SECONDS, Line, Server
 from distill.modelspec import Model
 from distill.thinking import estimate_tokens, join_thinking
 from distill.types import Completion, Request, Sampling
@@ -39,6 +39,8 @@ from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 HEARTBEAT_SECONDS = 0.5
 SHOWN_SECONDS = 0.05
 """Seconds between two updates of a response that is being streamed."""
+HAND_OVER_SECONDS = 1.0
+"""If a server asks for a longer pause, its calls go to the other addresses at once."""
 ONE_TOKEN = 2
 """Added to the number of a response's part: the call that asks for one token only."""
 
@@ -311,7 +313,7 @@ class OpenAIEngine:
         """Raise `HandedBack` if another server is not down and has not failed at this request; this one then rests."""
         self._failed_at.setdefault(request.key, set()).add(server.url)
         if self._elsewhere(request):
-            if not server.down:
+            if not server.down and (seconds is None or seconds >= REST_SECONDS):  # short pauses are usual
                 self._note(f"{server.url}: {why}; the other addresses take its calls")
             server.rest(seconds)
             raise HandedBack
@@ -325,10 +327,11 @@ class OpenAIEngine:
 
     def _pause(self, server: Server, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
-        if wait is not None and wait > self._options.timeout:
+        if wait is not None and wait > min(HAND_OVER_SECONDS, self._options.timeout):
             why = f"{problem}; asks to wait {wait:.0f} seconds"
             self._leave(server, request, why, wait)
-            raise Stopped(f"{server.url}: {why}; run the same command again then")
+            if wait > self._options.timeout:
+                raise Stopped(f"{server.url}: {why}; run the same command again then")
         if wait:
             server.pace.hold(wait)
         return pacing.pause(request.key, max(attempt - 1, 0), wait)

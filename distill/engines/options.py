@@ -138,8 +138,9 @@ class OpenAIOptions(Settings):
     changes from job to job (Slurm), or to an old address after a move, so that what was sampled there is found."""
     also_at: Annotated[list[Annotated[str, AfterValidator(_address)]], Operational(), Field(default_factory=list)]
     """More addresses of the same model, such as a vLLM on each node. Calls are spread over all of them; `concurrency`
-    and rates are those of each, caps those of all. One that fails after all `retries` is left out for a minute; the
-    others take its calls. A call that fails at every one ends the run."""
+    and rates are those of each, caps those of all. One that fails after all `retries` is left out for a minute, one
+    that asks for a pause (Retry-After) for that long; the others take its calls. A call that fails at every one ends
+    the run."""
     dialect: Annotated[
         Literal["openai", "vllm", "sglang", "deepseek", "mistral", "llama.cpp", "openrouter", "dashscope"],
         Operational(),

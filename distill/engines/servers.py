@@ -1,7 +1,8 @@
 """The servers of one model: each address with its own limits on calls, and whether it is down.
 
 Every caller belongs to one server and takes the next request that waits, so a faster server gets more of them. A server
-that fails after all tries rests for a while if another one still answers; its callers hand their requests back.
+that fails after all tries, or asks for a long pause, rests for a while if another one still answers; its callers hand
+their requests back. A pause that one server asks for is no pause of the others.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ REST_SECONDS = 60.0
 
 
 class Server:
-    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, and has not
-    answered since."""
+    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, or asked for
+    a long pause, and has not answered since."""
 
     def __init__(self, endpoint: Endpoint, options: OpenAIOptions) -> None:
         self.endpoint, self.concurrency = endpoint, Concurrency(options.concurrency)

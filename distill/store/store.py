@@ -108,6 +108,13 @@ class Store:
                     with workspace_lock(self.path.parent, wait=False, stopping=lambda: True):
                         self.ingest(patience=0.0)
 
+    def refuse_foreign(self) -> None:
+        """Raise `InputError` if a run would refuse the store: another program's, or of a version that this distill does
+        not know. What the next run mends, or waits for, is not reported."""
+        if self.path.exists():
+            with suppress(Damaged, schema.Older, NoMemory, Busy), self.reading():
+                pass
+
     def _deleted(self) -> bool:
         return not self.path.exists() and any(shards.pending(self.journal, table) for table in schema.KEYS)
 

@@ -20,6 +20,7 @@ from pipeline.stage import Context, Forecast, Output, Settings, Stage, later
 from rl import rewards
 from rl.clips import CLIPS
 from rl.draws import most
+from rl.rewards import Verified
 from rl.stages import refining
 from rl.stages.beside import TeacherSettings, check_teacher, process_dependency
 from rl.stages.options import ProcessSettings, RewardedSettings
@@ -36,8 +37,9 @@ class GrpoSettings(RewardedSettings):
     """Samples per problem; they are compared with each other."""
     baseline: Literal["group", "leave_one_out"] = "group"
     """Compare a reward with the mean of its group, or of the others in its group (RLOO)."""
-    scale: Literal["group", "batch", "none"] = "group"
-    """Divide advantages by the standard deviation of the group, of the whole step (`batch`), or not at all."""
+    scale: Literal["group", "batch", "mean", "none"] = "group"
+    """Divide advantages by the standard deviation of the group, by that of the whole step (`batch`), by the mean reward
+    of the group (`mean`: hard problems count for more, as in MaxRL), or not at all."""
     loss: Literal["grpo", "dapo", "dr_grpo", "bnpo", "gspo", "cispo"] = "dapo"
     """Clipping and averaging as published (`rl.loss.RECIPES`). Groups with equal rewards are left out of the means; the
     divisor of `dr_grpo` counts every rollout. With `teacher` or `process`, `gspo` is its variant with credit per
@@ -71,6 +73,17 @@ class GrpoSettings(RewardedSettings):
             raise ValueError(
                 f"clip_cap ({self.clip_cap}) must be above 1 + clip_high, which is {own} for `loss: {self.loss}`: "
                 "raise clip_cap, or set a lower clip_high"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_a_mean(self) -> GrpoSettings:
+        weighted = [c for c in self.components if c.weight]
+        positive = all(isinstance(c, Verified) and c.weight > 0 and c.values[0] >= 0 for c in weighted)
+        if self.scale == "mean" and not (positive and self.overlong != "punish"):
+            raise ValueError(
+                "scale: mean divides by the mean reward, so no reward may be negative: take verifiers with a weight "
+                "and `values` above 0 alone, and not `overlong: punish`"
             )
         return self
 
