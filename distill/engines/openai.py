@@ -299,8 +299,10 @@ class OpenAIEngine:
                 raise Abandoned
             # An overloaded server that answers other calls is not down, so this does not count as a try.
             attempt += not (last.too_much and not last.billed and server.answers > answers)
-            if attempt > self._options.retries or (server.down and attempt):
+            if attempt > self._options.retries:
                 break
+            if server.down and attempt:  # hand it back at once if another server may take it
+                self._leave(server, request, str(last))
             wait = self._pause(server, request, attempt, last)
             self._retries += 1
             await asyncio.sleep(wait)
