@@ -136,19 +136,6 @@ def test_a_pause_that_one_address_asks_for_is_no_pause_of_the_others(
     assert len(nodes[0].seen) == 1
 
 
-def test_pauses_that_all_addresses_ask_for_in_turn_do_not_end_the_run(
-    nodes: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As long as no call has used up its tries."""
-    monkeypatch.setattr(openai, "HAND_OVER_SECONDS", 0.005)
-    monkeypatch.setattr(servers, "REST_SECONDS", 0.05)
-    for node in nodes:
-        for prompt in PROMPTS[:20]:
-            node.scripts[prompt] = [status(429, "slow down", Retry_After="0.01")] * 2 + [reply()]
-    made = sample(options(nodes[0].url, nodes[1].url, concurrency=1, retries=5), [asked(p) for p in PROMPTS])
-    assert [c.key for c in made] == PROMPTS
-
-
 def test_a_run_ends_when_every_address_is_down(nodes: tuple[Server, Server]) -> None:
     for node in nodes:
         node.otherwise = status(500)
