@@ -124,6 +124,28 @@ def test_an_address_that_asks_for_a_long_pause_gives_its_calls_to_the_others(nod
     assert sum("asks to wait 500 seconds; the other addresses take its calls" in note for note in notes) == 1
 
 
+def test_an_address_that_asks_for_pauses_in_a_row_is_not_down(
+    nodes: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets calls again after the last pause, not after the minute of one that fails."""
+    monkeypatch.setattr(openai, "HAND_OVER_SECONDS", 0.01)
+    (first, other), recovered = nodes, Event()
+
+    def recovers(handler: Handler) -> None:
+        if len(first.seen) <= 3:
+            return status(503, Retry_After="0.05")(handler)
+        recovered.set()
+        return reply()(handler)
+
+    def waits(handler: Handler) -> None:
+        assert recovered.wait(30)
+        reply()(handler)
+
+    first.otherwise, other.otherwise = recovers, waits
+    made = sample(options(first.url, other.url, concurrency=1), [asked(p) for p in PROMPTS])
+    assert [c.key for c in made] == PROMPTS
+
+
 def test_a_pause_that_one_address_asks_for_is_no_pause_of_the_others(
     nodes: tuple[Server, Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -311,27 +311,33 @@ class OpenAIEngine:
         kept = "; what was made is kept; run the same command again to continue" if self._calls.durable else ""
         raise PipelineError(f"{server.url}: {last} ({tries}){kept}")
 
-    def _leave(self, server: Server, request: Request, why: str, seconds: float | None = None) -> None:
-        """Raise `HandedBack` if another server is not down and has not failed at this request; this one then rests."""
+    def _leave(self, server: Server, request: Request, why: str) -> None:
+        """Raise `HandedBack` if another server may answer the request; this one then rests."""
         self._failed_at.setdefault(request.key, set()).add(server.url)
-        if self._elsewhere(request):
-            if not server.down and (seconds is None or seconds >= REST_SECONDS):  # short pauses are usual
+        if self._elsewhere(server, request):
+            if not server.down:
                 self._note(f"{server.url}: {why}; the other addresses take its calls")
-            server.rest(seconds)
+            server.rest()
             raise HandedBack
 
     def _may_take(self, server: Server, request: Request) -> bool:
-        return server.url not in self._failed_at[request.key] or not self._elsewhere(request)
+        return server.url not in self._failed_at.get(request.key, ()) or not self._elsewhere(server, request)
 
-    def _elsewhere(self, request: Request) -> bool:
-        failed = self._failed_at[request.key]
-        return any(not server.down and server.url not in failed for server in self._servers)
+    def _elsewhere(self, server: Server, request: Request) -> bool:
+        """Whether another server may answer the request now: one that has not failed at it, and takes requests."""
+        failed = self._failed_at.get(request.key, ())
+        others = (other for other in self._servers if other is not server)
+        return any(not (other.down or other.resting or other.url in failed) for other in others)
 
     def _pause(self, server: Server, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
         if wait is not None and wait > min(HAND_OVER_SECONDS, self._options.timeout):
             why = f"{problem}; asks to wait {wait:.0f} seconds"
-            self._leave(server, request, why, wait)
+            if self._elsewhere(server, request):
+                if wait >= REST_SECONDS and not server.resting:  # shorter pauses are usual
+                    self._note(f"{server.url}: {why}; the other addresses take its calls")
+                server.pause(wait)
+                raise HandedBack
             if wait > self._options.timeout:
                 raise Stopped(f"{server.url}: {why}; run the same command again then")
         if wait:

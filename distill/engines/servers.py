@@ -25,14 +25,14 @@ REST_SECONDS = 60.0
 
 
 class Server:
-    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, or asked for
-    a long pause, and has not answered since."""
+    """One address. ``answers`` counts the calls that it answered; ``down``: it has failed after all tries, and has not
+    answered since."""
 
     def __init__(self, endpoint: Endpoint, options: OpenAIOptions) -> None:
         self.endpoint, self.concurrency = endpoint, Concurrency(options.concurrency)
         self.pace = Pace(options.requests_per_minute, options.tokens_per_minute)
         self.answers, self.down = 0, False
-        self._rests_until = 0.0
+        self._rests_until = self._paused_until = 0.0
 
     @property
     def url(self) -> str:
@@ -40,10 +40,15 @@ class Server:
 
     @property
     def resting(self) -> bool:
-        return self.down and time.monotonic() < self._rests_until
+        """It takes no request now."""
+        return time.monotonic() < max(self._paused_until, self._rests_until if self.down else 0.0)
 
-    def rest(self, seconds: float | None = None) -> None:
-        self.down, self._rests_until = True, time.monotonic() + (REST_SECONDS if seconds is None else seconds)
+    def rest(self) -> None:
+        self.down, self._rests_until = True, time.monotonic() + REST_SECONDS
+
+    def pause(self, seconds: float) -> None:
+        """As it asked for."""
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
 
     def answered(self) -> None:
         self.answers, self.down = self.answers + 1, False
