@@ -30,7 +30,7 @@ NOWHERE = "http://127.0.0.1:9/v1"
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pacing, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(openai, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(servers, "HEARTBEAT_SECONDS", 0.01)
 
 
 @pytest.fixture

@@ -30,10 +30,10 @@ from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, 
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
-from distill.engines.servers import REST_SECONDS, Line, Server
+from distill.engines.servers import REST_SECONDS, Line, Server, Shared
 from distill.modelspec import Model
 from distill.thinking import estimate_tokens, join_thinking
-from distill.types import Completion, Request, Sampling
+from distill.types import Completion, Request
 from pipeline.errors import CapReached, InputError, PipelineError, Stopped
 
 HEARTBEAT_SECONDS = 0.5
@@ -43,9 +43,6 @@ HAND_OVER_SECONDS = 1.0
 """If a server asks for a longer pause, its calls go to the other addresses at once."""
 ONE_TOKEN = 2
 """Added to the number of a response's part: the call that asks for one token only."""
-
-ENDED = Request("", (), Sampling())
-"""Marks the end of the requests."""
 
 Note = Callable[[str], None]
 Results = SimpleQueue[Completion | None]
@@ -84,14 +81,8 @@ class OpenAIEngine:
         self._servers, self._options, self._note, self._calls = servers, options, note, calls
         self._budget = pacing.SpendingCap(options.max_cost, options.max_total_tokens, calls.spent)
         self._usual = pacing.Usual()
-        self._failure: BaseException | None = None
-        self._handed_back: list[Request] = []
-        self._failed_at: dict[str, set[str]] = {}
-        """The addresses where a request failed, by its key: what fails everywhere may be the request's own fault."""
-        self._open, self._ended = 0, False
-        """The requests that were taken and not answered, and whether there are no others."""
-        self._changed = asyncio.Event()
-        """Set when there may be requests again: from the feed (`distill.engines.feed`), or handed back."""
+        self._shared: Shared
+        """The requests of the present run."""
         self._estimates_noted = self._hides_thinking = False
         self._retries = 0
         self._latest = "", Progress()
@@ -107,10 +98,14 @@ class OpenAIEngine:
     def generate(self, requests: Iterable[Request | None], stopping: Stopping = never) -> Iterator[Completion]:
         """Yield completions in the order they finish, then raise whatever ended the run early."""
         results: Results = SimpleQueue()
-        self._failure = None
+        self._shared = shared = Shared(self._servers, iter(requests))
+
+        def wake() -> None:
+            self._loop.call_soon_threadsafe(shared.changed.set)
+
         if isinstance(requests, Feed):
-            requests.listen(self._wake)
-        run = asyncio.run_coroutine_threadsafe(self._run_callers(iter(requests), results), self._loop)
+            requests.listen(wake)
+        run = asyncio.run_coroutine_threadsafe(self._run_callers(shared, results), self._loop)
         made = 0
         try:
             while not stopping():
@@ -183,72 +178,34 @@ class OpenAIEngine:
         total = f", {money(spent.cost)} with earlier runs" if before.cost else ""
         return f"{text}, cost {money(spent.cost - before.cost)}{total}" + (f", cap {money(cap)}" if cap else "")
 
-    async def _run_callers(self, requests: Iterator[Request | None], results: Results) -> None:
+    async def _run_callers(self, shared: Shared, results: Results) -> None:
         """Run the calls until the requests end or something fails; None in ``results`` marks the end."""
-        self._handed_back.clear()
-        self._failed_at.clear()
-        self._open, self._ended = 0, False
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(self._options.concurrency):
                     for server in self._servers:
-                        group.create_task(self._caller(server, requests, results))
+                        group.create_task(self._caller(server, shared, results))
         finally:
             results.put(None)
-        if self._failure:
-            raise self._failure
+        if shared.failure:
+            raise shared.failure
 
-    async def _caller(self, server: Server, requests: Iterator[Request | None], results: Results) -> None:
-        """One of the ``concurrency`` callers of a server: takes request after request from the shared iterator."""
+    async def _caller(self, server: Server, shared: Shared, results: Results) -> None:
+        """One of the ``concurrency`` callers of a server: takes request after request."""
         try:
             async with server.line() as line:
-                while request := await self._next(server, requests):
+                while request := await shared.next(server):
                     check_request(request, self._options)
                     try:
                         results.put(await self._respond(line, request))
                     except HandedBack:
-                        self._handed_back.append(request)
-                        self._changed.set()
+                        shared.hand_back(request)
                     else:
-                        self._answered()
+                        shared.answered()
         except Abandoned:
             pass
         except Exception as error:
-            self._fail(error)
-
-    def _answered(self) -> None:
-        self._open -= 1
-        if not self._open:
-            self._changed.set()
-
-    def _fail(self, error: BaseException) -> None:
-        """End the run: no new call is made."""
-        self._failure = self._failure or error
-        self._changed.set()
-
-    def _wake(self) -> None:
-        self._loop.call_soon_threadsafe(self._changed.set)
-
-    async def _next(self, server: Server, requests: Iterator[Request | None]) -> Request | None:
-        """The next request, or None once all are answered. Waits while the feed yields none, while the server rests,
-        and at the end for the last answers: another server may hand its requests back."""
-        while self._failure is None and (self._open or not self._ended):
-            if server.resting:
-                await asyncio.sleep(HEARTBEAT_SECONDS)
-                continue
-            if back := next((r for r in self._handed_back if self._may_take(server, r)), None):
-                self._handed_back.remove(back)
-                return back
-            request = next(requests, ENDED)
-            if request is ENDED:
-                self._ended = True
-            elif request:
-                self._open += 1
-                return request
-            if self._open or not self._ended:
-                self._changed.clear()
-                await self._changed.wait()
-        return None
+            shared.fail(error)
 
     async def _respond(self, line: Line, request: Request) -> Completion:
         """The response to a request, by one call, or by two if we have to close its thinking."""
@@ -295,7 +252,7 @@ class OpenAIEngine:
                 return await self._try(line, request, key)
             except TryAgain as problem:
                 last = problem
-            if self._failure:
+            if self._shared.failure:
                 raise Abandoned
             # An overloaded server that answers other calls is not down, so this does not count as a try.
             attempt += not (last.too_much and not last.billed and server.answers > answers)
@@ -313,27 +270,18 @@ class OpenAIEngine:
 
     def _leave(self, server: Server, request: Request, why: str) -> None:
         """Raise `HandedBack` if another server may answer the request; this one then rests."""
-        self._failed_at.setdefault(request.key, set()).add(server.url)
-        if self._elsewhere(server, request):
+        self._shared.failed(server, request)
+        if self._shared.elsewhere(server, request):
             if not server.down:
                 self._note(f"{server.url}: {why}; the other addresses take its calls")
             server.rest()
             raise HandedBack
 
-    def _may_take(self, server: Server, request: Request) -> bool:
-        return server.url not in self._failed_at.get(request.key, ()) or not self._elsewhere(server, request)
-
-    def _elsewhere(self, server: Server, request: Request) -> bool:
-        """Whether another server may answer the request now: one that has not failed at it, and takes requests."""
-        failed = self._failed_at.get(request.key, ())
-        others = (other for other in self._servers if other is not server)
-        return any(not (other.down or other.resting or other.url in failed) for other in others)
-
     def _pause(self, server: Server, request: Request, attempt: int, problem: TryAgain) -> float:
         wait = problem.retry_after
         if wait is not None and wait > min(HAND_OVER_SECONDS, self._options.timeout):
             why = f"{problem}; asks to wait {wait:.0f} seconds"
-            if self._elsewhere(server, request):
+            if self._shared.elsewhere(server, request):
                 if wait >= REST_SECONDS and not server.resting:  # shorter pauses are usual
                     self._note(f"{server.url}: {why}; the other addresses take its calls")
                 server.pause(wait)
@@ -356,7 +304,7 @@ class OpenAIEngine:
             try:
                 estimate = self._usual.estimate(most.total_tokens)
                 await server.pace.turn(estimate)
-                if self._failure:
+                if self._shared.failure:
                     raise Abandoned
                 call, progress = self._calls.begin(key, most), Progress()
                 self._latest = request.prefix, progress
@@ -399,7 +347,7 @@ class OpenAIEngine:
         try:
             self._calls.end(call, CallEnd.ANSWERED, reply.bill, reply.seconds, reply)
         except InputError as error:  # a full disk: the reply is paid for, so it is handed out all the same
-            self._fail(error)
+            self._shared.fail(error)
         return reply
 
     def _cap(self, most: Bill) -> CapReached:
