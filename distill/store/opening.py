@@ -11,11 +11,13 @@ import re
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from distill.store import attaching
 from pipeline.errors import Busy, InputError, PipelineError
 from pipeline.files import disk_errors
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 LOCKED = re.compile("could not set lock on file|conflicting lock is held", re.IGNORECASE)
 IN_USE_HERE = "different configuration than existing connections"
 """DuckDB's error if this process is reading a database that it opens for writing, or the other way round."""
+ATTACHED_HERE = "unique file handle conflict"
+"""Its error for the same, if one of the two is attached to another database."""
 DISK = re.compile("no space|quota exceeded|file too large|read-only file|permission denied", re.IGNORECASE)
 DAMAGE = re.compile(
     r"corrupt database file|could not read enough bytes|journal/\w+/[-\w]+\.parquet|parquet.*corrupt|zstd",
@@ -33,9 +37,8 @@ DAMAGE = re.compile(
 MEMORY = re.compile("not enough memory", re.IGNORECASE)
 """zstd's error if memory is short, in a message that otherwise looks like damage."""
 PAUSE = 0.05
+Opened = TypeVar("Opened")
 
-_connecting = threading.Lock()
-"""Held while connecting: DuckDB would give another thread a database that is only half opened."""
 _writers: defaultdict[Path, threading.RLock] = defaultdict(threading.RLock)
 
 
@@ -65,20 +68,58 @@ def alone(path: Path, patience: float) -> Iterator[None]:
 
 def connect(path: Path, patience: float, read_only: bool = False) -> duckdb.DuckDBPyConnection:
     """Connect, waiting while another process, or another thread of this one, holds the file. Raises `Busy` if that
-    takes longer than ``patience`` seconds, `InputError` for errors of the disk, and otherwise DuckDB's own errors."""
+    takes longer than ``patience`` seconds, `InputError` for errors of the disk, and otherwise DuckDB's own errors.
+    To be called within `attaching.own`."""
+    import duckdb
+
+    def start() -> duckdb.DuckDBPyConnection:
+        if attaching.attached(path):
+            raise duckdb.ConnectionException(IN_USE_HERE)
+        return _started(path, read_only)
+
+    return _patiently(path, patience, start)
+
+
+@contextmanager
+def querying(path: Path, patience: float) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection for a query; see `distill.store.attaching`. Waits and raises as `connect`."""
+    import duckdb
+
+    start = partial(_started, path, read_only=True)
+    connection, end = _patiently(path, patience, lambda: attaching.query(path, start))
+    broken = False
+    try:
+        _prepare(connection, path)
+        yield connection
+    except (duckdb.FatalException, duckdb.InternalException):
+        broken = True
+        raise
+    finally:
+        end(broken)
+
+
+def _started(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
+    import duckdb
+
+    connection = duckdb.connect(str(path), read_only=read_only, config=attaching.CONFIG)
+    _prepare(connection, path)
+    return connection
+
+
+def _prepare(connection: duckdb.DuckDBPyConnection, path: Path) -> None:
+    connection.execute("SET enable_progress_bar = false")  # it would appear among the rows
+    locate(connection, path.parent)
+
+
+def _patiently(path: Path, patience: float, attempt: Callable[[], Opened]) -> Opened:
     import duckdb
 
     deadline = time.monotonic() + patience
     while True:
         try:
-            with disk_errors(path), _connecting:
-                connection = duckdb.connect(
-                    str(path), read_only=read_only, config={"autoinstall_known_extensions": "false"}
-                )
-                connection.execute("SET enable_progress_bar = false")  # it would appear among the rows
-                locate(connection, path.parent)
-                return connection
-        except (duckdb.IOException, duckdb.ConnectionException) as error:
+            with disk_errors(path), attaching.guard:
+                return attempt()
+        except duckdb.Error as error:
             if (holder := _holder(error)) is None:
                 if DISK.search(str(error)):
                     raise InputError(f"{path}: {first_line(error)}") from None
@@ -90,7 +131,7 @@ def connect(path: Path, patience: float, read_only: bool = False) -> duckdb.Duck
 
 def _holder(error: duckdb.Error) -> str | None:
     """Who holds the file, if that is what the error is about."""
-    if IN_USE_HERE in str(error):
+    if IN_USE_HERE in str(error) or ATTACHED_HERE in str(error).lower():
         return "another connection of this process"
     if not LOCKED.search(str(error)):
         return None

@@ -59,7 +59,8 @@ def versions() -> dict[int, str]:
 def version(connection: duckdb.DuckDBPyConnection, path: str) -> int:
     """The version of a store's schema, 0 if it is empty. Raises `InputError` if the store was made by another program,
     a newer distill, or a development version of it, whose SQL was different."""
-    tables = {row[0] for row in connection.execute("SELECT table_name FROM duckdb_tables()").fetchall()}
+    sql = "SELECT table_name FROM duckdb_tables() WHERE database_name = current_database()"
+    tables = {row[0] for row in connection.execute(sql).fetchall()}
     known, found = versions(), {}
     if "schema_versions" in tables:
         found = dict(connection.execute("SELECT version, checksum FROM schema_versions").fetchall())

@@ -14,11 +14,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distill.store import filed, opening, schema, shards
+from distill.store import attaching, filed, opening, schema, shards
 from distill.store.opening import Damaged, NoMemory, first_line
 from pipeline.errors import Busy, InputError, PipelineError
 from pipeline.files import TEMPORARY, disk_errors, disk_is_full, make_directory
@@ -28,6 +28,7 @@ from pipeline.scratch import scratch
 if TYPE_CHECKING:
     import duckdb
 
+Opener = Callable[[Path, float], AbstractContextManager["duckdb.DuckDBPyConnection"]]
 READER_PATIENCE = 20.0
 WRITER_PATIENCE = 120.0
 """Seconds to wait for a lock held by another process before reporting who holds it."""
@@ -101,7 +102,7 @@ class Store:
         if self._deleted() or any(self._pending().values()):
             with suppress(PipelineError, OSError):
                 if self.path.exists():
-                    with self.reading():  # a damaged store is for the next run to set aside
+                    with self._read(opening.querying):  # a damaged store is for the next run to set aside
                         pass
                     self.ingest(patience=0.0)
                 else:  # two processes must not make it at the same time
@@ -112,7 +113,7 @@ class Store:
         """Raise `InputError` if a run would refuse the store: another program's, or of a version that this distill does
         not know. What the next run mends, or waits for, is not reported."""
         if self.path.exists():
-            with suppress(Damaged, schema.Older, NoMemory, Busy), self.reading():
+            with suppress(Damaged, schema.Older, NoMemory, Busy), self._read(opening.querying):
                 pass
 
     def _deleted(self) -> bool:
@@ -130,7 +131,7 @@ class Store:
         if not self.path.exists():
             return
         try:
-            with self.reading() as connection:
+            with self._read(opening.querying) as connection:
                 behind = self._behind(connection)
         except (Damaged, schema.Older):
             behind = list(schema.KEYS)
@@ -179,7 +180,11 @@ class Store:
     @contextmanager
     def _writing(self, patience: float = WRITER_PATIENCE) -> Iterator[duckdb.DuckDBPyConnection]:
         make_directory(self.path.parent)
-        with opening.alone(self.path, patience), closing(self._open_or_rebuild(patience)) as connection:
+        with (
+            opening.alone(self.path, patience),
+            attaching.own(self.path),
+            closing(self._open_or_rebuild(patience)) as connection,
+        ):
             opening.tune(connection)
             schema.migrate(connection, str(self.path))
             yield connection
@@ -240,30 +245,37 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A read-only connection; waits a moment for a writer to finish its commit."""
+        """A read-only connection, with a DuckDB of its own, whose settings may be changed; waits a moment for a writer
+        to finish its commit."""
+        with attaching.own(self.path), self._read(self._connected) as connection:
+            yield connection
+
+    def _connected(self, path: Path, patience: float) -> closing[duckdb.DuckDBPyConnection]:
+        return closing(opening.connect(path, patience, read_only=True))
+
+    @contextmanager
+    def _read(self, opened: Opener) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection that ``opened`` makes, to a store of this distill's version; errors as users should see them."""
         import duckdb
 
         if not self.path.exists():
             raise InputError(f"{self.path}: there is no trace store yet; `distill run` makes one")
+        connection = None
         try:
-            connection = opening.connect(self.path, READER_PATIENCE, read_only=True)
+            with opened(self.path, READER_PATIENCE) as connection:
+                if (stamp := (self.path, self.path.stat().st_mtime_ns)) not in _checked:
+                    schema.check(connection, str(self.path))
+                    _checked.add(stamp)
+                yield connection
         except duckdb.Error as error:
-            raise Damaged(
-                f"{self.path}: cannot be read: {first_line(error)}; the next `distill run` remakes it from the journal"
-            ) from None
-        try:
-            if (stamp := (self.path, self.path.stat().st_mtime_ns)) not in _checked:
-                schema.check(connection, str(self.path))
-                _checked.add(stamp)
-            yield connection
-        except duckdb.Error as error:
+            if connection is None:
+                what = f"cannot be read: {first_line(error)}; the next `distill run` remakes it from the journal"
+                raise Damaged(f"{self.path}: {what}") from None
             if isinstance(error, duckdb.OutOfMemoryException) or opening.MEMORY.search(str(error)):
                 raise NoMemory(self.path, error) from None
             if not opening.DAMAGE.search(str(error)):
                 raise
             raise Damaged(f"{self.path}: damaged: {first_line(error)}; {self._remedy(error)}") from None
-        finally:
-            connection.close()
 
     def _remedy(self, error: Exception) -> str:
         if f"/{self.journal.name}/" in str(error):
@@ -288,7 +300,7 @@ class Store:
 
     def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[dict[str, Any]]:
         """Run one query and return its rows as dicts."""
-        with self.reading() as connection:
+        with self._read(opening.querying) as connection:
             return _dicts(connection.execute(sql, parameters))
 
     def among(self, column: str, keys: Iterable[str], sql: str) -> list[dict[str, Any]]:
@@ -298,7 +310,7 @@ class Store:
             return []
         import pyarrow as pa
 
-        with self.reading() as connection:
+        with self._read(opening.querying) as connection:
             connection.register("wanted", pa.table({column: pa.array(wanted, pa.string())}))
             return _dicts(connection.execute(sql))
 
