@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from distill import modelspec, verifiers
-from distill.engines.endpoint import checked_key, proxy_for
+from distill.engines.endpoint import checked_secrets, proxy_for
 from distill.engines.options import OpenAIOptions, VllmOptions
 from distill.machine import cores
 from distill.stages.student import StudentSettings, WriterSettings
@@ -56,7 +56,7 @@ def _missing(part: BaseModel) -> Iterator[str]:
     try:
         if isinstance(part, OpenAIOptions):
             for address in part.addresses:
-                checked_key(part.model_copy(update={"base_url": address}), lambda text: None)
+                checked_secrets(part.model_copy(update={"base_url": address}), lambda text: None)
                 proxy_for(address)
         for name in _models(part):
             modelspec.check_at_hand(name, loaded=isinstance(part, StudentSettings))

@@ -21,6 +21,10 @@ WRONG_OPTIONS = [
     ("base_url: 'https://example.com', max_cost: 1", "engine: max_cost needs price_input"),
     ("base_url: 'https://example.com', key_from: sk-hunter2", "engine.key_from: expected the name of an environment"),
     ("base_url: 'https://example.com', key_from: gsk_hunter2", "engine.key_from: expected the name of an environment"),
+    ("base_url: 'https://example.com', headers_from: {X: sk-hunter2}", "expected the name of an environment"),
+    ("base_url: 'https://example.com', headers_from: {'X Y': X}", "expected names of headers"),
+    ("base_url: 'https://example.com', headers_from: {Host: X}", "Host is set for each call; leave it out"),
+    ("base_url: 'https://example.com', headers_from: {X: X, x: X}", "headers_from: names a header twice"),
     ("base_url: 'https://example.com', api_key: sk-hunter2", "engine.api_key: unknown key; valid: kind, base_url,"),
 ]
 

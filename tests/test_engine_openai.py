@@ -372,6 +372,44 @@ def test_a_missing_or_malformed_key_is_reported_before_anything_is_sent(monkeypa
     assert "secret" not in str(caught.value)
 
 
+def test_a_gateways_headers_come_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_TOKEN", "token-0123456789")
+    monkeypatch.setenv("APP_NAME", "Mathematics")
+    sent: list[tuple[str, str, str]] = []
+
+    def gateway(handler: Handler) -> None:
+        there = handler.headers
+        sent.append((there["X-Gateway-Token"], there["X-Title"], there["Authorization"]))
+        reply("Mathematics is fun")(handler)
+
+    server.scripts = {"p": [gateway], "q": [status(403, f"token-0123456789 and {KEY} may not")]}
+    headers = {"X-Gateway-Token": "GATEWAY_TOKEN", "X-Title": "APP_NAME"}
+    assert sample(server, ["p"], headers_from=headers)["key of p"].text == "Mathematics is fun"
+    assert sent == [("token-0123456789", "Mathematics", f"Bearer {KEY}")]
+    refused = r"keys in TEST_KEY and GATEWAY_TOKEN and APP_NAME \(HTTP 403\): \[key\] and \[key\] may not$"
+    with pytest.raises(InputError, match=refused):
+        sample(server, ["q"], headers_from=headers)
+
+
+def test_a_header_may_take_the_place_of_the_keys(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASIC", "Basic bWU6c2VjcmV0")
+    assert sample(server, ["p"], headers_from={"authorization": "BASIC"})
+    assert {authorization for authorization, _ in server.seen} == {"Basic bWU6c2VjcmV0"}
+
+
+def test_a_missing_or_malformed_header_is_reported_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY")
+    token = {"api-key": "GATEWAY_TOKEN"}
+    with pytest.raises(InputError, match="GATEWAY_TOKEN is to hold the value of the header api-key, and is not set"):
+        opened("https://api.example.com/v1", headers_from=token)
+    monkeypatch.setenv("GATEWAY_TOKEN", "secret\r\nHost: elsewhere")
+    with pytest.raises(InputError, match="GATEWAY_TOKEN: holds characters") as caught:
+        opened("https://api.example.com/v1", headers_from=token)
+    assert "secret" not in str(caught.value)
+    monkeypatch.setenv("GATEWAY_TOKEN", "secret")
+    opened("https://api.example.com/v1", headers_from=token).close()  # and no other key is asked for
+
+
 def test_a_trailing_slash_in_base_url_makes_no_difference() -> None:
     assert OpenAIOptions(base_url="http://h/v1/") == OpenAIOptions(base_url="http://h/v1")
 

@@ -1,9 +1,9 @@
 """One chat endpoint over HTTP: makes one call, and sorts how it ended.
 
 A failure is temporary (`TryAgain`: 429, 5xx, a broken connection, silence, a reply that is not a chat completion), or
-an outcome (a content filter's refusal), or it ends the run (`InputError`). The key comes from the environment and goes
-into one header; it is removed from error messages and replies. `distill.engines.openai` decides when a call is made
-or repeated; `distill.engines.chat` writes bodies and reads replies.
+an outcome (a content filter's refusal), or it ends the run (`InputError`). Keys come from the environment and go into
+headers; they are removed from error messages, the API key from replies, too. `distill.engines.openai` decides when a
+call is made or repeated; `distill.engines.chat` writes bodies and reads replies.
 """
 
 from __future__ import annotations
@@ -87,21 +87,46 @@ class Progress:
     first: float | None = None
 
 
-def checked_key(options: OpenAIOptions, note: Callable[[str], None]) -> str:
-    """The API key, from the environment. Raises `InputError` if it is missing or has characters no key can have."""
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What is sent with each call and kept from everybody else."""
+
+    key: str
+    headers: dict[str, str]
+
+
+def checked_secrets(options: OpenAIOptions, note: Callable[[str], None]) -> Secrets:
+    """The API key and more headers, from the environment. Raises `InputError` if one is missing or has characters that
+    none can have."""
     parts = urlsplit(options.base_url)
     local = is_loopback(parts.hostname or "")
-    key = os.environ.get(options.key_from, "").strip()
-    if not key and not local:
+    headers = {name: _variable(variable) for name, variable in options.headers_from.items()}
+    for name, variable in options.headers_from.items():
+        if not headers[name]:
+            what = f"the environment variable {variable} is to hold the value of the header {name}, and is not set"
+            raise InputError(f"{options.base_url}: {what}")
+    authorized = any(name.lower() == "authorization" for name in headers)
+    key = "" if authorized else _variable(options.key_from)
+    if not (key or headers or local):
         raise InputError(
             f"{options.base_url}: needs a key; put it into the environment variable {options.key_from} "
             "(any word, if the server asks for none)"
         )
-    if not (key.isascii() and key.isprintable()):
-        raise InputError(f"environment variable {options.key_from}: holds characters that no key can have")
-    if len(key) >= SECRET_LENGTH and parts.scheme == "http" and not local:
+    if any(map(_is_secret, (key, *headers.values()))) and parts.scheme == "http" and not local:
         note(f"{options.base_url}: the API key is sent unencrypted; use https")
-    return key
+    return Secrets(key, headers)
+
+
+def _variable(name: str) -> str:
+    """The value of an environment variable, for a header; "" if it is not set."""
+    value = os.environ.get(name, "").strip()
+    if not (value.isascii() and value.isprintable()):
+        raise InputError(f"environment variable {name}: holds characters that no key can have")
+    return value
+
+
+def _is_secret(value: str) -> bool:
+    return len(value) >= SECRET_LENGTH
 
 
 def is_loopback(host: str) -> bool:
@@ -135,15 +160,19 @@ def proxy_for(url: str) -> str | None:
 class Endpoint:
     """The model called ``model`` at ``options.base_url``."""
 
-    def __init__(self, model: str, options: OpenAIOptions, key: str) -> None:
+    def __init__(self, model: str, options: OpenAIOptions, secrets: Secrets) -> None:
         import httpx2
 
         self.url = options.base_url + CHAT_PATH
-        self.model, self._options, self._key = model, options, key
+        self.model, self._options, self._key = model, options, secrets.key
+        self._secrets = sorted(filter(_is_secret, {secrets.key, *secrets.headers.values()}), key=len, reverse=True)
         self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
         host = urlsplit(options.base_url).hostname or ""
         self._target = httpx2.URL(self.url)
-        self._headers = httpx2.Headers(HEADERS | ({"Authorization": f"Bearer {key}"} if key else {}))
+        self._headers = httpx2.Headers(HEADERS)
+        if secrets.key:
+            self._headers["Authorization"] = f"Bearer {secrets.key}"
+        self._headers.update(secrets.headers)
         self._proxy = proxy_for(options.base_url)
         self._ssl_context: ssl.SSLContext | None = None  # slow to create
         if host == "api.openai.com":
@@ -258,10 +287,13 @@ class Endpoint:
         if status in (400, 403) and REFUSALS.search(text):
             return chat.refused(request)
         if status in (401, 403):
-            what = "refuses the key in" if self._key else "asks for a key; put it into"
+            sent = list(dict.fromkeys([*([options.key_from] if self._key else []), *options.headers_from.values()]))
+            keys = "key" if sent == [options.key_from] else "keys"
+            refused = f"refuses the {keys} in {' and '.join(sent)}"
+            what = refused if sent else f"asks for a key; put it into {options.key_from}"
             # With 401 it may quote parts of the key; with 403 the reason is often another one, such as the region.
             said = f": {reason}" if status == 403 else ""
-            raise InputError(f"{self.url}: {what} {options.key_from} (HTTP {status}){said}")
+            raise InputError(f"{self.url}: {what} (HTTP {status}){said}")
         if address := response.headers.get("location"):
             where = _one_line(self._redacted(address))
             raise InputError(f"{self.url}: redirects the call to {where} (HTTP {status}); set base_url accordingly")
@@ -272,17 +304,20 @@ class Endpoint:
         raise refusal(f"{self.url}: refuses the call for model {self.model} (HTTP {status}): {reason}{hint}")
 
     def _redacted_reply(self, reply: Reply) -> Reply:
-        if len(self._key) < SECRET_LENGTH or self._key not in f"{reply.thinking} {reply.answer}":
+        """Only the key is removed: another header's value may be words, such as an application's name."""
+        if not _is_secret(self._key) or self._key not in f"{reply.thinking} {reply.answer}":
             return reply
-        thinking, answer = self._redacted(reply.thinking), self._redacted(reply.answer)
+        thinking, answer = (text.replace(self._key, "[key]") for text in (reply.thinking, reply.answer))
         return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
 
     def _redacted(self, external: object) -> str:
-        """External text with the key removed; an exception without a message becomes the name of its type."""
+        """External text with all secrets removed; an exception without a message becomes the name of its type."""
         if external == "":
             return ""
         text = str(external) or type(external).__name__
-        return text.replace(self._key, "[key]") if len(self._key) >= SECRET_LENGTH else text
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
 
 def _one_line(text: str) -> str:

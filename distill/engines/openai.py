@@ -26,7 +26,7 @@ from distill.engines.base import PromptTooLong, SoFar, Stopping, never
 from distill.engines.calls import Call, CallEnd, CallLog, part_key
 from distill.engines.chat import Reply
 from distill.engines.dialects import DIALECTS, check_options, check_request
-from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, checked_key
+from distill.engines.endpoint import ContextFull, Endpoint, Progress, TryAgain, checked_secrets
 from distill.engines.feed import Feed
 from distill.engines.options import OpenAIOptions
 from distill.engines.prices import NOTHING, Bill, money
@@ -55,7 +55,7 @@ def open(model: Model, options: OpenAIOptions, note: Note, calls: Callable[[], C
     """
     check_options(options)
     each = [options.model_copy(update={"base_url": address}) for address in options.addresses]
-    servers = [Server(Endpoint(model.source, at, checked_key(at, note)), at) for at in each]
+    servers = [Server(Endpoint(model.source, at, checked_secrets(at, note)), at) for at in each]
     return OpenAIEngine(model, options, servers, note, calls() if calls else CallLog())
 
 

@@ -127,6 +127,18 @@ def _variable(name: str) -> str:
     return name
 
 
+OUR_HEADERS = {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+
+
+def _header(name: str) -> str:
+    """The name of a header (RFC 9110, 5.6.2)."""
+    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+        raise ValueError("expected names of headers, each with the environment variable that holds its value")
+    if name.lower() in OUR_HEADERS:
+        raise ValueError(f"{name} is set for each call; leave it out")
+    return name
+
+
 class OpenAIOptions(Settings):
     """Any OpenAI-compatible endpoint; ``teacher`` is then the model's name there."""
 
@@ -151,6 +163,13 @@ class OpenAIOptions(Settings):
     trace's key."""
     key_from: Annotated[str, Operational(), AfterValidator(_variable)] = "OPENAI_API_KEY"
     """Name of the environment variable that holds the API key. The key itself is never stored."""
+    headers_from: Annotated[
+        dict[Annotated[str, AfterValidator(_header)], Annotated[str, AfterValidator(_variable)]],
+        Operational(),
+        Field(default_factory=dict),
+    ]
+    """More headers for each call, such as a gateway's, each by the environment variable that holds its value:
+    `{X-Gateway-Token: GATEWAY_TOKEN}`. With `Authorization` among them, that takes the place of the key's."""
     concurrency: Annotated[int, Operational(), Field(ge=1)] = 16
     """Maximum number of concurrent calls. Starts with a few, and backs off when the endpoint is overloaded."""
     requests_per_minute: Annotated[int | None, Operational(), Field(ge=1)] = None
@@ -182,6 +201,8 @@ class OpenAIOptions(Settings):
             raise ValueError("max_cost needs price_input and price_output (per million tokens)")
         if len(set(self.addresses)) < len(self.addresses):
             raise ValueError("also_at: names an address twice, or that of base_url")
+        if len({name.lower() for name in self.headers_from}) < len(self.headers_from):
+            raise ValueError("headers_from: names a header twice; capitals make no difference")
         return self
 
     @property
