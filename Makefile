@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# In the order of tests/conftest.py.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# In the order of tests/conftest.py. Three processes for two cores: many tests wait, for processes that they start or kill.
+PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 VLLM_TESTS := $(addprefix tests/test_,engine_vllm.py vllm_policy.py vllm_server.py vllm_replicas.py)
 
 .PHONY: gpu quickstart test test-all check format models bench docs clean

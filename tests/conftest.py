@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 # Nothing is timed: a busy machine must fail no property.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
-# `make test` has a process a core: of torch's threads in each, those that wait would spin in the way of the others.
+# `make test` has more processes than cores: of torch's threads in each, those that wait would spin in the way of others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
