@@ -14,7 +14,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from distill.store import Store
+from distill.store import Store, attaching
 from pipeline.errors import Busy
 
 
@@ -102,6 +102,18 @@ def test_a_query_does_not_give_away_the_lock_of_another_reader(store: Store) -> 
         assert connection.execute("SELECT count(*) FROM problems").fetchall() == [(1,)]
     assert write_elsewhere(store) == "wrote\n"
     assert count(store) == 2
+
+
+def test_a_reader_waits_for_a_query_however_long(
+    store: Store, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.store.store.READER_PATIENCE", 0.0)
+    query = pool.submit(store.rows, "SELECT sum(hash(range)) IS NULL AS no FROM range(100000000)")
+    while not attaching.attached(store.path):
+        assert not query.done()
+    with store.reading() as connection:
+        assert query.result() == [{"no": False}]
+        assert connection.execute("SELECT count(*) FROM problems").fetchall() == [(1,)]
 
 
 def test_nobody_holds_a_store_that_was_queried(store: Store) -> None:

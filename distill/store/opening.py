@@ -72,12 +72,16 @@ def connect(path: Path, patience: float, read_only: bool = False) -> duckdb.Duck
     To be called within `attaching.own`."""
     import duckdb
 
-    def start() -> duckdb.DuckDBPyConnection:
-        if attaching.attached(path):
-            raise duckdb.ConnectionException(IN_USE_HERE)
-        return _started(path, read_only)
+    def start() -> duckdb.DuckDBPyConnection | None:
+        if not attaching.attached(path):
+            return _started(path, read_only)
+        if read_only:
+            return None
+        raise duckdb.ConnectionException(IN_USE_HERE)
 
-    return _patiently(path, patience, start)
+    while (connection := _patiently(path, patience, start)) is None:
+        time.sleep(PAUSE)  # two who read do not fail one another; no new query attaches the file meanwhile
+    return connection
 
 
 @contextmanager
