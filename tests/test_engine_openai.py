@@ -375,17 +375,17 @@ def test_a_missing_or_malformed_key_is_reported_before_anything_is_sent(monkeypa
 def test_a_gateways_headers_come_from_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY_TOKEN", "token-0123456789")
     monkeypatch.setenv("APP_NAME", "Mathematics")
-    sent: list[tuple[str, str, str]] = []
+    sent: list[tuple[str, str, str, list[str]]] = []
 
     def gateway(handler: Handler) -> None:
         there = handler.headers
-        sent.append((there["X-Gateway-Token"], there["X-Title"], there["Authorization"]))
+        sent.append((there["X-Gateway-Token"], there["X-Title"], there["Authorization"], there.get_all("User-Agent")))
         reply("Mathematics is fun")(handler)
 
     server.scripts = {"p": [gateway], "q": [status(403, f"token-0123456789 and {KEY} may not")]}
-    headers = {"X-Gateway-Token": "GATEWAY_TOKEN", "X-Title": "APP_NAME"}
+    headers = {"X-Gateway-Token": "GATEWAY_TOKEN", "X-Title": "APP_NAME", "user-agent": "APP_NAME"}
     assert sample(server, ["p"], headers_from=headers)["key of p"].text == "Mathematics is fun"
-    assert sent == [("token-0123456789", "Mathematics", f"Bearer {KEY}")]
+    assert sent == [("token-0123456789", "Mathematics", f"Bearer {KEY}", ["Mathematics"])]  # in place of ours
     refused = r"keys in TEST_KEY and GATEWAY_TOKEN and APP_NAME \(HTTP 403\): \[key\] and \[key\] may not$"
     with pytest.raises(InputError, match=refused):
         sample(server, ["q"], headers_from=headers)
@@ -393,8 +393,12 @@ def test_a_gateways_headers_come_from_the_environment(server: Server, monkeypatc
 
 def test_a_header_may_take_the_place_of_the_keys(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASIC", "Basic bWU6c2VjcmV0")
-    assert sample(server, ["p"], headers_from={"authorization": "BASIC"})
+    server.scripts = {"p": [reply("it is bWU6c2VjcmV0")], "q": [status(403, "not with bWU6c2VjcmV0")]}
+    headers = {"authorization": "BASIC"}
+    assert sample(server, ["p"], headers_from=headers)["key of p"].text == "it is [key]"
     assert {authorization for authorization, _ in server.seen} == {"Basic bWU6c2VjcmV0"}
+    with pytest.raises(InputError, match=r"refuses the key in BASIC \(HTTP 403\): not with \[key\]$"):
+        sample(server, ["q"], headers_from=headers)
 
 
 def test_a_missing_or_malformed_header_is_reported_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,8 +91,13 @@ class Progress:
 class Secrets:
     """What is sent with each call and kept from everybody else."""
 
-    key: str
     headers: dict[str, str]
+    variables: list[str]
+    """The environment variables that hold it."""
+    key: str
+    """The API key, or what takes its place; "" if there is none."""
+    hidden: list[str]
+    """What is removed from error messages, the longest first."""
 
 
 def checked_secrets(options: OpenAIOptions, note: Callable[[str], None]) -> Secrets:
@@ -100,21 +105,27 @@ def checked_secrets(options: OpenAIOptions, note: Callable[[str], None]) -> Secr
     none can have."""
     parts = urlsplit(options.base_url)
     local = is_loopback(parts.hostname or "")
-    headers = {name: _variable(variable) for name, variable in options.headers_from.items()}
+    headers, variables = {}, list(dict.fromkeys(options.headers_from.values()))
     for name, variable in options.headers_from.items():
-        if not headers[name]:
+        if not (value := _variable(variable)):
             what = f"the environment variable {variable} is to hold the value of the header {name}, and is not set"
             raise InputError(f"{options.base_url}: {what}")
-    authorized = any(name.lower() == "authorization" for name in headers)
-    key = "" if authorized else _variable(options.key_from)
-    if not (key or headers or local):
+        headers[name] = value
+    values = [*headers.values()]
+    if given := next((value for name, value in headers.items() if name.lower() == "authorization"), ""):
+        key = given.split()[-1]  # after the scheme: Basic, Token
+    elif key := _variable(options.key_from):
+        headers["Authorization"] = f"Bearer {key}"
+        variables.insert(0, options.key_from)
+    if not (headers or local):
         raise InputError(
             f"{options.base_url}: needs a key; put it into the environment variable {options.key_from} "
             "(any word, if the server asks for none)"
         )
-    if any(map(_is_secret, (key, *headers.values()))) and parts.scheme == "http" and not local:
+    hidden = {part for value in (key, *values) for part in (value, *value.split()) if len(part) >= SECRET_LENGTH}
+    if hidden and parts.scheme == "http" and not local:
         note(f"{options.base_url}: the API key is sent unencrypted; use https")
-    return Secrets(key, headers)
+    return Secrets(headers, variables, key, sorted(hidden, key=len, reverse=True))
 
 
 def _variable(name: str) -> str:
@@ -123,10 +134,6 @@ def _variable(name: str) -> str:
     if not (value.isascii() and value.isprintable()):
         raise InputError(f"environment variable {name}: holds characters that no key can have")
     return value
-
-
-def _is_secret(value: str) -> bool:
-    return len(value) >= SECRET_LENGTH
 
 
 def is_loopback(host: str) -> bool:
@@ -164,15 +171,12 @@ class Endpoint:
         import httpx2
 
         self.url = options.base_url + CHAT_PATH
-        self.model, self._options, self._key = model, options, secrets.key
-        self._secrets = sorted(filter(_is_secret, {secrets.key, *secrets.headers.values()}), key=len, reverse=True)
+        self.model, self._options, self._secrets = model, options, secrets
         self._dialect, self._prices = DIALECTS[options.dialect], Prices.of(options)
         host = urlsplit(options.base_url).hostname or ""
         self._target = httpx2.URL(self.url)
         self._headers = httpx2.Headers(HEADERS)
-        if secrets.key:
-            self._headers["Authorization"] = f"Bearer {secrets.key}"
-        self._headers.update(secrets.headers)
+        self._headers.update(secrets.headers)  # whatever the capitals of a name
         self._proxy = proxy_for(options.base_url)
         self._ssl_context: ssl.SSLContext | None = None  # slow to create
         if host == "api.openai.com":
@@ -287,9 +291,8 @@ class Endpoint:
         if status in (400, 403) and REFUSALS.search(text):
             return chat.refused(request)
         if status in (401, 403):
-            sent = list(dict.fromkeys([*([options.key_from] if self._key else []), *options.headers_from.values()]))
-            keys = "key" if sent == [options.key_from] else "keys"
-            refused = f"refuses the {keys} in {' and '.join(sent)}"
+            sent = self._secrets.variables
+            refused = f"refuses the key{'s' * (len(sent) > 1)} in {' and '.join(sent)}"
             what = refused if sent else f"asks for a key; put it into {options.key_from}"
             # With 401 it may quote parts of the key; with 403 the reason is often another one, such as the region.
             said = f": {reason}" if status == 403 else ""
@@ -305,9 +308,10 @@ class Endpoint:
 
     def _redacted_reply(self, reply: Reply) -> Reply:
         """Only the key is removed: another header's value may be words, such as an application's name."""
-        if not _is_secret(self._key) or self._key not in f"{reply.thinking} {reply.answer}":
+        key = self._secrets.key
+        if len(key) < SECRET_LENGTH or key not in f"{reply.thinking} {reply.answer}":
             return reply
-        thinking, answer = (text.replace(self._key, "[key]") for text in (reply.thinking, reply.answer))
+        thinking, answer = (text.replace(key, "[key]") for text in (reply.thinking, reply.answer))
         return Reply(thinking, answer, reply.finish, reply.bill, reply.thinking_tokens, reply.seconds)
 
     def _redacted(self, external: object) -> str:
@@ -315,7 +319,7 @@ class Endpoint:
         if external == "":
             return ""
         text = str(external) or type(external).__name__
-        for secret in self._secrets:
+        for secret in self._secrets.hidden:
             text = text.replace(secret, "[key]")
         return text
 

@@ -34,7 +34,7 @@ _duckdb: duckdb.DuckDBPyConnection | None = None
 _attachments: dict[Path, Attachment] = {}
 _own: Counter[Path] = Counter()
 _lost: list[object] = []
-"""A DuckDB that a fork has copied without its threads: neither used nor closed again."""
+"""What a fork has copied of a DuckDB, without its threads: neither used nor closed again."""
 
 
 @dataclass
@@ -42,7 +42,8 @@ class Attachment:
     """A store that is attached, under a name that no other has."""
 
     name: str
-    duckdb: duckdb.DuckDBPyConnection
+    connection: duckdb.DuckDBPyConnection
+    """It is attached and detached through this one; each query has its own."""
     spill: Path
     """Where DuckDB puts what does not fit into memory."""
     users: int = 0
@@ -77,7 +78,7 @@ def query(path: Path, start: Callable[[], duckdb.DuckDBPyConnection]) -> tuple[d
     attachment = _attachments.get(path) or _attach(path)
     attachment.users += 1
     try:
-        connection = attachment.duckdb.cursor()
+        connection = attachment.connection.cursor()
         connection.execute(f"USE {attachment.name}")
     except BaseException:
         _one_less(path, broken=True)
@@ -99,16 +100,16 @@ def _release(path: Path, connection: duckdb.DuckDBPyConnection, broken: bool) ->
 
 def _attach(path: Path) -> Attachment:
     spill = path.with_name(path.name + ".tmp")
-    duckdb = (_duckdb if _attachments and _duckdb else _started(spill)).cursor()
+    connection = (_duckdb if _attachments and _duckdb else _started(spill)).cursor()
     taken = {attachment.name for attachment in _attachments.values()}
     names = (f'"{path.stem}"', *(f'"{path.stem} {number}"' for number in range(2, len(taken) + 2)))
     name = next(name for name in names if name not in taken)
     try:
-        duckdb.execute("ATTACH '{}' AS {} (READ_ONLY)".format(str(path).replace("'", "''"), name))
+        connection.execute("ATTACH '{}' AS {} (READ_ONLY)".format(str(path).replace("'", "''"), name))
     except BaseException:
-        duckdb.close()
+        connection.close()
         raise
-    _attachments[path] = Attachment(name, duckdb, spill)
+    _attachments[path] = Attachment(name, connection, spill)
     return _attachments[path]
 
 
@@ -141,10 +142,10 @@ def _one_less(path: Path, broken: bool) -> None:
         return
     del _attachments[path]
     try:
-        attachment.duckdb.execute(f"DETACH {attachment.name}")
+        attachment.connection.execute(f"DETACH {attachment.name}")
     except duckdb.Error:
         attachment.broken = True
-    attachment.duckdb.close()
+    attachment.connection.close()
     if attachment.broken or attachment.spill.exists():
         _stop()
 
@@ -167,9 +168,8 @@ def _before_fork() -> None:
 
 def _in_child() -> None:
     global _duckdb
-    if _duckdb is not None:
-        _lost.append(_duckdb)
-        _duckdb = None
+    _lost.extend([_duckdb, *_attachments.values()])
+    _duckdb = None
     _attachments.clear()
     guard.release()
 
