@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from distill.evaluation import difficulty
 from distill.store import Store
 from distill.store.records import Row
+from distill.store.store import list_wanted
 from distill.verifiers.language import LEAST_WORDS, SCRIPTS, share
 
 if TYPE_CHECKING:
@@ -100,10 +101,8 @@ def _read(store: Store, rows: Sequence[Row], places: Sequence[int], settings: Se
 def _texts(store: Store, keys: Sequence[str]) -> Iterator[list[tuple[str, str, str]]]:
     """(key, thinking, answer) of each trace, in batches. All come from one query, since each takes a scan of the
     traces."""
-    import pyarrow as pa
-
     with store.reading() as connection:
-        connection.register("wanted", pa.table({"trace_key": pa.array(keys, pa.string())}))
+        list_wanted(connection, "trace_key", keys)
         result = connection.execute("SELECT trace_key, thinking, answer FROM traces SEMI JOIN wanted USING (trace_key)")
         while batch := result.fetchmany(BATCH):
             yield batch

@@ -26,6 +26,7 @@ IMPORTED = (
         "transformers.models.qwen3.modeling_qwen3",
         "peft",
         "duckdb",
+        "pandas",  # pyarrow imports it
         "pyarrow.parquet",
         "jinja2",
         "rich.progress",
