@@ -1,5 +1,6 @@
 """What holds for the whole suite."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with what is slow come first: at the end one core would wait for the other."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays. Otherwise each full collection of garbage would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 # A shell's background jobs ignore Ctrl-C, those of nohup SIGHUP, and so would all that they start.
