@@ -201,6 +201,19 @@ def test_lost_replies_count_in_full(server: Server) -> None:
     assert server.asked["p"] == 2 and engine.spent.cost == 2
 
 
+@pytest.mark.parametrize("said", ['{"message": "too many users"}', '{"error": "too many users"}', "too many users"])
+def test_an_error_in_the_middle_of_a_stream_is_told(server: Server, said: str) -> None:
+    def failing(handler: Handler) -> None:
+        handler.begin_events()
+        handler.event('event: message\ndata: {"choices": [{"index": 0, "delta": {"content": "4"}}]}')
+        handler.event(f"event: error\ndata: {said}")
+        handler.event("", last=True)
+
+    server.scripts = {"p": [failing]}
+    with pytest.raises(PipelineError, match=r"the reply is an error.*too many users"):
+        sample(server, ["p"], stream=True, retries=0)
+
+
 def test_a_down_endpoint_is_a_one_line_error_with_its_url() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

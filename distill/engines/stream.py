@@ -1,17 +1,20 @@
 """Reassembles a streamed reply: server-sent events in, the reply of a call without streaming out.
 
 So replies are interpreted in one place (`distill.engines.chat`), streamed or not. Left out: everything in the event
-stream format that chat endpoints do not use (event names, ids, several data lines per event).
+stream format that chat endpoints do not use (names of events other than errors, ids, several data lines per event).
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from distill.engines import chat
 
 TEXTS = {"content", "reasoning", "reasoning_content", "refusal"}
 DATA = b"data:"
+NAME = b"event:"
+ERROR = b"error"
 END = b"[DONE]"
 LOOKED_INTO = 2**16
 
@@ -26,6 +29,7 @@ class Stream:
         self._texts: dict[str, list[str]] = {}
         self._data: dict[str, Any] = {}
         self._reason: Any = None
+        self._name = b""
         self._begun = self._done = False
 
     def feed(self, piece: bytes) -> None:
@@ -57,12 +61,18 @@ class Stream:
         *lines, rest = b"".join(self._unparsed).split(b"\n")
         self._unparsed, self._size = [rest], 0
         for line in lines:
-            if not line.startswith(DATA):
-                continue
-            if (data := line[len(DATA) :].strip()) == END:
-                self._done = True
-            else:
-                self._event(chat.parsed(data.decode(errors="replace")))
+            if line.startswith(DATA):
+                self._take(line[len(DATA) :].strip())
+            elif line.startswith(NAME) or not line.strip():
+                self._name = line[len(NAME) :].strip()
+
+    def _take(self, data: bytes) -> None:
+        if data == END:
+            self._done = True
+        elif self._name == ERROR:
+            self._error(data.decode(errors="replace"))
+        else:
+            self._event(chat.parsed(data.decode(errors="replace")))
 
     def reply(self) -> Any:
         """The whole reply. Raises `chat.Malformed` if the stream ended in the middle."""
@@ -74,6 +84,13 @@ class Stream:
             raise chat.Malformed("the stream ended in the middle of a reply")
         message = {name: "".join(pieces) for name, pieces in self._texts.items()}
         return {**self._data, "choices": [{"message": message, "finish_reason": self._reason}]}
+
+    def _error(self, said: str) -> None:
+        """An event of that name, whatever its form."""
+        found: Any = said
+        with suppress(chat.Malformed):
+            found = chat.parsed(said)
+        self._data["error"] = (isinstance(found, dict) and found.get("error")) or found or "without words"
 
     def _event(self, event: Any) -> None:
         if not isinstance(event, dict):
