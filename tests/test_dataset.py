@@ -336,6 +336,8 @@ def test_the_result_of_a_query_is_written_to_a_file(store: Store, tmp_path: Path
     for name in ("p.csv", "p.jsonl", "p.parquet"):
         assert "wrote 2 rows" in distill(*sql, "--output", name, cwd=tmp_path).stdout
         assert [row.get("problem_id") for row in read(tmp_path / name)] == ["products/times", "sums/add"]
+    said = distill(*sql, "--output", "told.csv", "--json", cwd=tmp_path).stdout
+    assert json.loads(said) == {"rows": 2, "target": "told.csv"}
     assert "exists already" in refused(*sql, "--output", "p.csv", cwd=tmp_path)
     assert "should end in" in refused(*sql, "--output", "p.xlsx", cwd=tmp_path)
     assert len(distill(*sql, "--limit", "1", "--json", cwd=tmp_path).stdout.splitlines()) == 1

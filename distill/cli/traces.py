@@ -76,19 +76,23 @@ def sql(
             if output is not None and output.suffix == ".parquet":
                 reader = _arrow(connection, query)
                 count = write_parquet(output, reader, distinct(reader.schema.names), limit)
-                print(f"wrote {count:,} rows to {output}")
+                _wrote(count, output, as_json)
                 return
             result = connection.execute(query)
             names = distinct(column[0] for column in result.description or ())
             rows = (dict(zip(names, row, strict=True)) for row in stream(result, limit))
             if output is not None:
-                print(f"wrote {write_rows(output, names, rows):,} rows to {output}")
+                _wrote(write_rows(output, names, rows), output, as_json)
             elif as_json:
                 show_rows(rows, as_json)
             else:
                 _show_table(rows, limit)
         except duckdb.Error as error:
             raise InputError(" ".join(str(error).split())[:500]) from None
+
+
+def _wrote(count: int, output: Path, as_json: bool) -> None:
+    print(json.dumps({"rows": count, "target": str(output)}) if as_json else f"wrote {count:,} rows to {output}")
 
 
 def _arrow(connection: duckdb.DuckDBPyConnection, query: str) -> pa.RecordBatchReader:
