@@ -137,10 +137,83 @@ def test_a_reply_without_a_verdict_is_unverifiable_and_its_text_is_kept(server: 
 
 
 @pytest.mark.parametrize(
-    "text", ["VERDICT: correct", "Hm.\n\n**Verdict:** Correct.", "VERDICT: correct\nVERDICT: correct\n"]
+    "text",
+    [
+        "VERDICT: correct",
+        "Hm.\n\n**Verdict:** Correct.",
+        "VERDICT: correct\nVERDICT: correct\n",
+        "### VERDICT: correct",
+        "### **Final verdict:** `correct`",
+        "`VERDICT: correct`",
+        "- VERDICT: correct",
+        "```text\nVERDICT: correct\n```",
+        'VERDICT: "correct"',
+        "VERDICT: (CORRECT)",
+        r"VERDICT: \boxed{\text{correct}}.",
+        r"$\boxed{\text{VERDICT: correct}}$",
+        "VERDICT：correct",
+    ],
 )
 def test_markup_around_a_verdict_does_no_harm(text: str) -> None:
     assert Words("correct", "incorrect").read(text) == "correct"
+    swapped = re.sub("correct", "incorrect", text, flags=re.IGNORECASE)
+    assert Words("correct", "incorrect").read(swapped) == "incorrect"
+    assert Words("correct", "incorrect").read(f"{swapped}\nVERDICT: correct") is None  # which of the two is meant?
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "VERDICT: correct?",
+        "~~VERDICT: correct~~",
+        "VERDICT: (in)correct",
+        "VERDICT: in**correct**",
+        "VERDICT: **not** correct",
+        "VERDICT: partially correct",
+        "VERDICT: correct / incorrect / unsure",
+        "VERDICT: correct or VERDICT: incorrect or VERDICT: unsure",
+        r"VERDICT: \cancel{correct}",
+        "> VERDICT: correct",
+        'It ends with "VERDICT: correct"',
+        "VERDICT: correct\nThat is what the answer claims.",
+        '{"verdict": "correct"}',
+        "```\n```",
+    ],
+)
+def test_what_may_mean_something_else_is_no_verdict(text: str) -> None:
+    assert Words("correct", "incorrect").read(text) is None
+
+
+PARTS = [
+    "VERDICT:",
+    "correct",
+    "in",
+    "not ",
+    "final ",
+    " ",
+    "*",
+    "`",
+    "(",
+    ")",
+    "#",
+    "~~",
+    "?",
+    "-",
+    r"\boxed{",
+    "}",
+    "\n",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(PARTS), max_size=6), st.lists(st.sampled_from(PARTS), max_size=8))
+def test_correct_is_read_only_where_it_stands_alone(before: list[str], after: list[str]) -> None:
+    text = "".join([*before, "VERDICT:", *after])
+    if Words("correct", "incorrect").read(text) == "correct":
+        last = text.strip().splitlines()[-1]
+        words = re.findall("[a-z]+", last.replace(r"\boxed", "").lower())
+        assert [word for word in words if word != "final"] == ["verdict", "correct"], text
+        assert not {*"~?"} & {*last}, text
 
 
 def test_only_transient_failures_are_asked_again(server: Server) -> None:
@@ -246,6 +319,31 @@ def test_criteria_are_graded_separately_and_averaged(server: Server) -> None:
     read = Grades(criteria).read
     assert read("GRADE right: 8") is None and read("GRADE right: 8\nGRADE clear: 5\nGRADE other: 1") is None
     assert read("GRADE right: 8\nGRADE clear: 5\nGRADE clear: 6") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "grade"),
+    [
+        ("### GRADE: 8", 8),
+        ("**GRADE: 8/10**", 8),
+        (r"GRADE: \boxed{8.5}", 8.5),
+        ("GRADE: <8>", 8),
+        ("Final grade: 8 out of 10.", 8),
+        ("- Grade for style: 3\n- Grade for content: 9\n\nGRADE: 6", 6),
+        ("GRADE: -8", None),
+        ("GRADE: 8/100", None),
+        ("GRADE: 80", None),
+        ("GRADE: 4/5", None),
+        ("GRADE: 7-8", None),
+        ("GRADE: 3\nGRADE: 8", None),
+        ("GRADE: 8\nGRADE for style: 3", None),
+    ],
+)
+def test_a_grade_in_markup_is_read_and_one_on_another_scale_is_not(text: str, grade: float | None) -> None:
+    assert Grades({}).read(text) == (None if grade is None else {"": grade})
+    assert Grades({"clear": "?"}).read(
+        text.replace("GRADE:", "GRADE clear:").replace("Final grade:", "**grade `clear`**:")
+    ) == (None if grade is None else {"clear": grade})
 
 
 def test_a_rubric_may_arrange_the_material_and_include_the_thinking(server: Server) -> None:

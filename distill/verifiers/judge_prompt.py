@@ -6,8 +6,8 @@ contain its own mark and close its block. The prompt says that the blocks are da
 broken up, and the question comes last. This makes injection harder, not impossible: a judge's verdict is an opinion, to
 be measured against rules if there are any.
 
-Replies are parsed strictly: the last line must be a verdict in the requested form, and no other line may be a different
-one. Anything else is no verdict.
+Replies are parsed strictly: the last line must be a verdict in the requested form, whatever markup it stands in, and no
+other line may be a different one. Anything else is no verdict.
 """
 
 from __future__ import annotations
@@ -49,8 +49,18 @@ CONTROL = re.compile(
 )
 """Where a control token of some family begins: ``<|im_end|>``, ``</s>``, ``<end_of_turn>``, ``[INST]``."""
 LONGEST_LINE = 200
-LINE = re.compile(r"[\s*_]*verdict[\s*_]*:[\s*_]*([a-z]+)[\s*_.]*", re.IGNORECASE)
-GRADE = re.compile(r"[\s*_]*grade\b([^:]*):[\s*_]*(\d+(?:\.\d+)?)(?:\s*/\s*10)?[\s*_.]*", re.IGNORECASE)
+LATEX = r"\\(?:boxed|text|textbf|mathbf|mathrm)\{"
+BEFORE = rf"(?:[\s*_`#$•-]|\d+[.)]\s|{LATEX})*(?:final\s+)?"
+INSIDE = rf"(?:[\s*_`$\"'“<(\[]|{LATEX})*"
+AFTER = r"[\s*_`$\"'”>)\]}.]*"
+"""Markup that changes nothing: a heading, a list item, bold, a code span, a box, quotation marks around the word. No
+minus sign before a grade, and no mark that takes something back, such as ``~~`` or ``?``."""
+LINE = re.compile(rf"{BEFORE}verdict[\s*_`]*[:：]{INSIDE}([a-z]+){AFTER}", re.IGNORECASE)
+GRADE = re.compile(
+    rf"{BEFORE}grade\b([^:：]*)[:：]{INSIDE}(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10)?{AFTER}", re.IGNORECASE
+)
+FENCE = re.compile(r"(?:```|~~~)\w*")
+"""The first or last line of a code block, which may hold the verdict."""
 
 
 class Rubric:
@@ -134,16 +144,20 @@ class Grades:
     def read(self, text: str) -> dict[str, float] | None:
         names: Collection[str] = self.criteria or {""}
         by_name = {name.casefold(): name for name in names}
+        found = [
+            (by_name.get(match[1].strip(" \t*_`").casefold()), float(match[2])) for match in _last_lines(text, GRADE)
+        ]
+        if not found or found[-1][0] is None:
+            return None
         grades: dict[str, float] = {}
-        for match in _last_lines(text, GRADE):
-            name, grade = by_name.get(match[1].strip(" \t*_").casefold()), float(match[2])
-            if name is None or grade > 10 or grades.setdefault(name, grade) != grade:
+        for name, grade in found:
+            if name is not None and (grade > 10 or grades.setdefault(name, grade) != grade):
                 return None
         return grades if grades.keys() == set(names) else None
 
 
 def _last_lines(text: str, pattern: re.Pattern[str]) -> list[re.Match[str]]:
     """The matches of all lines that are a verdict, if the last line is one; otherwise none."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not FENCE.fullmatch(line.strip())]
     found: list[Any] = [pattern.fullmatch(line) if len(line) <= LONGEST_LINE else None for line in lines]
     return [match for match in found if match] if found and found[-1] else []

@@ -118,7 +118,7 @@ class Judge:
 
     @cached_property
     def version(self) -> str:
-        return f"1+{content_hash(self.model.identity)[:12]}"
+        return f"2+{content_hash(self.model.identity)[:12]}"
 
     @property
     def reads_thinking(self) -> bool:
