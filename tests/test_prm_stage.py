@@ -189,6 +189,25 @@ def test_nor_has_one_behind_which_an_endpoint_has_no_room(
     assert labels and set(labels) == {None}
 
 
+def test_a_roll_out_is_judged_by_the_reference_of_the_problem_whose_response_it_completes(tmp_path: Path) -> None:
+    """Problems with the same prompt share its traces, but not the verdicts."""
+    asked = [{"q": "Compute left to right: 2 + 3 * 4 - 5", "a": answer} for answer in ("15", "16")]
+    (tmp_path / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    source = {"file": str(tmp_path / "two.jsonl"), "prompt": "q", "reference": "a", "verifier": "exact"}
+    cool = {**HOT, "temperature": 0.1}
+    stages = {
+        "problems": {"sources": [source]},
+        "generate": {**STAGES["generate"], "samples": 1, "sampling": cool},
+        "verify": STAGES["verify"],
+    }
+    made = run(tmp_path, stages)
+    labelled = rollouts_of((tmp_path, made), tmp_path / "copy", samples=1, sampling=cool)
+    assert {one.problem.reference: (one.correct, {*one.labels[:-1]}) for one in labelled} == {
+        "15": (True, {1.0}),
+        "16": (False, {0.0}),
+    }
+
+
 def test_groups_of_a_grpo_run_are_labelled_only_by_the_run_s_own_verifier(whole: Any, tmp_path: Path) -> None:
     """Another verifier has since given each rollout the opposite verdict, which does not count."""
     where, made = whole

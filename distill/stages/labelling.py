@@ -64,7 +64,7 @@ def _require_any(context: Context, stage: str, found: list[Labelled]) -> list[La
 
 
 COMPLETED = (
-    "SELECT trace_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key) JOIN traces USING (trace_key) "
+    "SELECT verdict_key, outcome FROM verdicts SEMI JOIN wanted USING (verdict_key) JOIN traces USING (trace_key) "
     "WHERE cut IS NULL OR cut IS DISTINCT FROM prefix"
 )
 """The outcomes of the wanted verdicts on traces that go beyond their prefix, or end with it."""
@@ -199,8 +199,12 @@ def _outcomes(
     judged = verification.judgements(asked, resolved(context, source.verifier), context.hashes)
     verdicts = verification.make_verdicts(store, judged, context, source.workers, "roll-outs", next(rounds) > 0)
     rows = store.among("verdict_key", verdicts, COMPLETED)
-    right = {row["trace_key"]: row["outcome"] == "correct" for row in rows if row["outcome"] != "unverifiable"}
-    return {prefix: [right[w.key] for w in part if w.key in right] for prefix, part in wishes.items()}
+    right = {row["verdict_key"]: row["outcome"] == "correct" for row in rows if row["outcome"] != "unverifiable"}
+    verdict = dict(zip(((wish.problem_key, wish.key) for wish in every), verdicts, strict=True))
+    return {
+        prefix: [right[v] for w in part if (v := verdict[w.problem_key, w.key]) in right]
+        for prefix, part in wishes.items()
+    }
 
 
 def _with_prefix(ask: Ask, prefix: str, problem: Problem) -> Asked:

@@ -279,7 +279,7 @@ def dependencies(settings: PrmSettings, hashes: FileHashes, upstream: Mapping[st
 
 STAGE = Stage(
     kind="prm",
-    version=4,
+    version=5,
     about="train a process reward model on labelled steps",
     settings=PrmSettings,
     produces="prm",
