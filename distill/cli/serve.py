@@ -6,6 +6,7 @@ Finds the student and replaces this process by the server, so that signals and e
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,11 +40,24 @@ def serve(
     if directory_of(model.source) is None:
         hub.check_reachable(model.source, model.revision)
     called = (name or Path(model.source).parent.name).removeprefix(STAGE).removeprefix("embedded:")
+    _check_free(host, port)
     command = _vllm(model, called, more) if engine == "vllm" else _transformers(model)
     named = called if engine == "vllm" else command[-1]
     at = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
     print(f"{engine} serves {model.source} at {at} as model {named}", file=sys.stderr, flush=True)
     os.execv(sys.executable, [sys.executable, *command, "--host", host, "--port", str(port), *more])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise `InputError` if nobody can listen there. The server would find that out only with the model loaded."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        reason = (
+            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        )  # without "(while ...)"
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another --host or --port") from None
 
 
 def _vllm(model: Model, called: str, more: list[str]) -> list[str]:
