@@ -54,9 +54,8 @@ def _check_free(host: str, port: int) -> None:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         socket.create_server(address[:2], family=family).close()
     except OSError as error:
-        reason = (
-            os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-        )  # without "(while ...)"
+        number = error.errno or 0  # below 0 if the host has no address; else strerror adds what was attempted
+        reason = os.strerror(number) if number > 0 else error.strerror
         raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another --host or --port") from None
 
 
