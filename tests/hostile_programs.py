@@ -145,7 +145,7 @@ def run(backend: str) -> dict[str, Any]:
     tasks += [(f"{name} (script)", SCRIPT, program) for name, program in CHEAT.items()]
     with ThreadPoolExecutor(4) as pool:
         verdicts = dict(zip((t[0] for t in tasks), pool.map(lambda t: verdict(*t[1:]), tasks), strict=True))
-    honest = [verdict(reference, HONEST)[0] for reference in (ADD, SCRIPT)]
+    honest = [verdict(reference, HONEST) for reference in (ADD, SCRIPT)]
     sandbox.close()
     intact = kernel == Path("/proc/sys/kernel/core_pattern").read_text()
     return {"verdicts": verdicts, "written": canaries(), "running": running(), "honest": honest, "intact": intact}

@@ -21,6 +21,7 @@ from typing import Any
 import hostile_programs
 import pytest
 
+from distill.types import Outcome
 from distill.verifiers import build, sandbox
 from distill.verifiers.run import judge
 from distill.verifiers.sandbox import launcher, selftest
@@ -45,7 +46,7 @@ def holds(result: dict[str, Any], backend: str) -> None:
     assert all(verdict[1].isprintable() for verdict in result["verdicts"].values())
     assert {verdict[2] for verdict in result["verdicts"].values()} == {backend}
     assert result["written"] == [] and result["running"] == [] and result["intact"]
-    assert result["honest"] == ["correct", "correct"]
+    assert [verdict[0] for verdict in result["honest"]] == ["correct", "correct"], result["honest"]
 
 
 def test_hostile_programs_are_contained(backend: str) -> None:
@@ -299,6 +300,74 @@ def at_once(work: Callable[[], str]) -> list[str]:
     many = 5 * (os.cpu_count() or 1)
     with ThreadPoolExecutor(many) as pool:
         return list(pool.map(lambda _: work(), range(many)))
+
+
+def slow_bwrap(directory: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """A bwrap that takes so long before it builds a box."""
+    if FAULTS["bubblewrap"]:
+        pytest.skip(f"bubblewrap: {FAULTS['bubblewrap']}")
+    stand_in = directory / "bwrap"
+    stand_in.write_text(f'#!/bin/sh\nsleep {seconds}\nexec {shutil.which("bwrap")} "$@"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory), prepend=os.pathsep)
+
+
+def test_the_time_that_a_box_takes_is_not_the_program_s(
+    shared_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_bwrap(shared_directory, monkeypatch, 1.0)
+    limits = sandbox.Limits(wall_seconds=0.5)
+    assert sandbox.run("pass", b"", limits=limits, sandbox="bubblewrap").ended == "exit"
+    assert sandbox.run("import time\ntime.sleep(9)", b"", limits=limits, sandbox="bubblewrap").ended == "wall"
+
+
+def test_nor_is_a_box_that_never_comes(shared_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_bwrap(shared_directory, monkeypatch, 1e6)
+    code = build({"code": {"sandbox": "bubblewrap", "wall_seconds": 0.1}})
+    for reference in (hostile_programs.ADD, hostile_programs.SCRIPT):
+        verdict = judge(code, json.dumps(reference), f"```python\n{hostile_programs.HONEST}```")
+        assert (verdict.outcome, verdict.reason) == (Outcome.UNVERIFIABLE, "the machine was too busy to run it")
+
+
+@pytest.fixture
+def too_little_memory() -> Iterator[str]:
+    """The file to which a process writes 0 to have, together with its children, a quarter of a gigabyte."""
+    for group, limit in (
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+        (Path("/sys/fs/cgroup"), "memory.max"),
+    ):
+        own = group / f"distill-test-{os.getpid()}"
+        with suppress(OSError):
+            own.mkdir()
+            try:
+                (own / limit).write_text(str(1 << 28))
+                yield str(own / "cgroup.procs")
+            finally:
+                own.rmdir()
+            return
+    pytest.skip("no group with a limit on memory can be made here")
+
+
+def test_a_program_killed_because_the_machine_has_no_memory_left_is_not_incorrect(
+    backend: str, too_little_memory: str
+) -> None:
+    """Its own limit is far away."""
+    answer = "def add(a, b):\n    x = bytearray(b'x') * (1 << 29)\n    return a + b"
+    code = (
+        "import json, hostile_programs as h\nfrom distill.verifiers import build, judge\n"
+        f"code, answer = build({{'code': {{'sandbox': {backend!r}}}}}), {answer!r}\n"
+        f"open({too_little_memory!r}, 'w').write('0')\n"
+        "for tests in (h.ADD, h.SCRIPT):\n"
+        "    for text in (answer, 'import os\\nos.kill(os.getpid(), 9)', h.HONEST):\n"
+        "        found = judge(code, json.dumps(tests), f'```python\\n{text}\\n```')\n"
+        "        print(found.outcome.value, found.reason, sep=': ')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0] == said[3] == "unverifiable: the machine ran out of memory"
+    assert [line.partition(":")[0] for line in said] == 2 * ["unverifiable", "incorrect", "correct"], said
 
 
 def test_a_test_script_is_not_late_because_the_answer_waits_for_a_cpu(backend: str) -> None:

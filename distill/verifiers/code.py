@@ -65,7 +65,7 @@ class Code:
     """Tolerance for floats in values and texts, absolute or relative, whichever is larger."""
 
     name: ClassVar[str] = "code"
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
 
     def __post_init__(self) -> None:
         if self.sandbox not in (sandbox.AUTO, *sandbox.BACKENDS):

@@ -25,7 +25,6 @@ CALLS, STDIO, CANDIDATE, TESTS = (
 )
 ALL_TEXTS = 4
 """All inputs of a whole program together may take this many times the CPU time of one."""
-OWN_FAULTS = {"busy"}
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging")
 
 
@@ -77,7 +76,7 @@ def _run_calls(program: str, tests: Tests, room: Room) -> Examined:
     given = {"code": program, "module": tests.module, "entry_point": tests.entry_point, "calls": calls}
     ran = _run(room, CALLS, given)
     usage = _usage(ran)
-    if ran.ended in OWN_FAULTS:
+    if ran.ended in sandbox.OWN_FAULTS:
         return Examined(len(calls), [], usage, fault=ran.reason)
     frames, fault = _frames(ran.results)
     usage["seconds"] = [frames[i].get("seconds") for i in range(len(calls)) if i in frames][:20]
@@ -134,7 +133,7 @@ def _run_stdio(program: str, tests: Tests, room: Room) -> Examined:
         usage["cpu_seconds"] = round(usage["cpu_seconds"] + ran.cpu_seconds, 3)
         usage["memory_kib"] = max(usage["memory_kib"], ran.memory_kib)
         usage["seconds"] = [*usage["seconds"], round(ran.cpu_seconds, 3)][:20]
-        if ran.ended in OWN_FAULTS:
+        if ran.ended in sandbox.OWN_FAULTS:
             return Examined(len(tests.stdio), rows, usage, fault=ran.reason)
         rows.append(_stdio_row(f"case {index + 1}", ran, expected, room.tolerance))
         if usage["cpu_seconds"] > ALL_TEXTS * room.limits.cpu_seconds and index + 1 < len(tests.stdio):
@@ -172,7 +171,7 @@ def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
     rows, report = _reported_rows(test)
     if "apart" in report:
         return _run_beside(program, tests, room)
-    fault = ran.reason if ran.ended in OWN_FAULTS else report.get("fault") or _test_fault(test)
+    fault = ran.reason if ran.ended in sandbox.OWN_FAULTS else report.get("fault") or _test_fault(test)
     return Examined(len(rows), rows, _usage(ran), strong=not report.get("claims"), fault=line(fault))
 
 
@@ -180,7 +179,7 @@ def _run_beside(program: str, tests: Tests, room: Room) -> Examined:
     """Run answer and test in one sandbox, where the answer could forge the results."""
     ran = _run(room, TESTS, _test_payload(tests, program, room), **_visible(tests))
     rows, report = _reported_rows(ran)
-    if ran.ended in OWN_FAULTS or "fault" in report:
+    if ran.ended in sandbox.OWN_FAULTS or "fault" in report:
         return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(report.get("fault") or ran.reason))
     if not rows or ran.ended != "exit":
         rows = [*rows, Row("the test script", False, ran.reason)]

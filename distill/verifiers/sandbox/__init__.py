@@ -14,11 +14,24 @@ less. docs/design/005-sandbox.md says what each wall is for.
 
 from __future__ import annotations
 
-from distill.verifiers.sandbox.launcher import Limits, Ran, close, run_with, seen
+from distill.verifiers.sandbox.launcher import OWN_FAULTS, Limits, Ran, close, run_with, seen
 from distill.verifiers.sandbox.pipes import Waiting
 from distill.verifiers.sandbox.selftest import AUTO, BACKENDS, SandboxError, choose, survey
 
-__all__ = ["AUTO", "BACKENDS", "Limits", "Ran", "SandboxError", "Waiting", "choose", "close", "run", "seen", "survey"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "OWN_FAULTS",
+    "Limits",
+    "Ran",
+    "SandboxError",
+    "Waiting",
+    "choose",
+    "close",
+    "run",
+    "seen",
+    "survey",
+]
 
 
 def run(

@@ -10,13 +10,14 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ exec(compile(program, "program.py", "exec"), {{"__name__": "program"}})
 class Limits(NamedTuple):
     """Limits of one run. ``memory_bytes`` (address space) and ``cpu_seconds`` are per process; with one process, the
     default, they bound the whole run. ``wall_seconds`` counts only time in which the program could have run, not time
-    spent waiting for a CPU on a busy machine. ``output_bytes`` is per pipe."""
+    spent building its box, or waiting for a CPU on a busy machine. ``output_bytes`` is per pipe."""
 
     cpu_seconds: int = 5
     wall_seconds: float = 15.0
@@ -57,14 +58,19 @@ class Limits(NamedTuple):
     output_bytes: int = 1 << 20
 
 
+OWN_FAULTS = {"busy", "memory"}
+"""The ends of a run that say nothing about its program."""
+
+
 class Refused(Exception):
     """The box could not be built; the message names the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run ended. ``ended`` is "exit", "signal", "cpu", "wall", "output" or "busy" (the machine's fault: the
-    program got no CPU for very long); ``code`` is the status or the signal."""
+    """How a run ended. ``ended`` is "exit", "signal", "cpu", "wall", "output", or one of `OWN_FAULTS`: "busy" (the
+    program got no box or no CPU for very long) or "memory" (the machine, not the program, had too little); ``code`` is
+    the status or the signal."""
 
     ended: str
     code: int
@@ -83,6 +89,7 @@ class Ran:
             "wall": "the wall time limit",
             "output": "too much output",
             "busy": "the machine was too busy to run it",
+            "memory": "the machine ran out of memory",
         }[self.ended]
 
 
@@ -105,6 +112,7 @@ def run_with(
     inside_life, our_life = os.pipe()
     inside = [inside_stdin, inside_stdout, inside_payload, inside_results, inside_report, inside_life]
     ours = [our_stdin, our_stdout, our_payload, our_results, our_report, our_life]
+    kills = _kills_for_memory()
     try:
         try:
             _SERVER.start(_job(backend, program, limits, visible), [*inside, *wires])
@@ -117,7 +125,9 @@ def run_with(
         for descriptor in ours:
             os.close(descriptor)
     stdout, results, report = talk.received
-    return _result(backend, ended, stdout, results, report, limits)
+    ran = _result(backend, ended, stdout, results, report, limits)
+    killed = (ran.ended, ran.code) == ("signal", signal.SIGKILL) and _kills_for_memory() > kills
+    return replace(ran, ended="memory") if killed else ran
 
 
 def _result(backend: str, ended: str, stdout: bytes, results: bytes, report: bytes, limits: Limits) -> Ran:
@@ -134,6 +144,13 @@ def _result(backend: str, ended: str, stdout: bytes, results: bytes, report: byt
         # SIGXCPU comes at the limit, and SIGKILL a second later if the program ignores it.
         ended = "cpu" if code == 24 or (code == 9 and cpu >= limits.cpu_seconds) else ended
     return Ran(ended, code, stdout, results, cpu, message.get("kib", 0), backend)
+
+
+def _kills_for_memory() -> int:
+    """How many processes of this machine the kernel has killed because memory, or that of a container, ran out."""
+    with suppress(OSError), open("/proc/vmstat", "rb") as file:
+        return int(file.read().partition(b"\noom_kill ")[2].partition(b"\n")[0] or 0)
+    return 0
 
 
 def _job(backend: str, program: str, limits: Limits, visible: tuple[str, ...]) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Feed and drain the pipes of one run, and enforce its limit on wall-clock time.
 
-The clock stops while a program that could run has to wait for a CPU (the kernel counts that time per thread, in
-``schedstat``), or one that it depends on has to, so a busy machine ends no run. A program that computes is ended by its
-CPU limit, one that sleeps by this clock.
+The clock stops until the box is built, and while a program that could run has to wait for a CPU (the kernel counts that
+time per thread, in ``schedstat``), or one that it depends on has to, so a busy machine ends no run. A program that
+computes is ended by its CPU limit, one that sleeps by this clock.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import selectors
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 PATIENCE = 6
 """A run that the clock has not ended is ended after this many times its limit, as "busy": not the program's fault."""
@@ -23,21 +24,39 @@ CHUNK = 1 << 16
 
 
 class Waiting:
-    """Seconds that the processes of one run have waited for a CPU, or of several runs that wait for each other: while
-    one has no CPU, the other cannot go on either."""
+    """Seconds for which one run could not go on through no fault of its program, or several runs that wait for each
+    other: while one has no CPU, or no box yet, the other cannot go on either."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, float] = {}
-
-    def add(self, launcher: int | None) -> None:
-        if launcher is not None:
-            self._runs.setdefault(launcher, 0.0)
+        self.runs: list[Run] = []
 
     def seconds(self) -> float:
         """The sum so far. Of a run that has ended, what was known when this was last called."""
-        for launcher, known in list(self._runs.items()):
-            self._runs[launcher] = max(known, sum(map(_run_delay, _tree(launcher))))
-        return sum(self._runs.values())
+        return sum(run.waited() for run in self.runs)
+
+
+@dataclass
+class Run:
+    """``asked`` and ``begun`` are when the box was asked for, and when the program was about to start in it."""
+
+    asked: float
+    begun: float | None = None
+    launcher: int | None = None
+    delay: float = 0.0
+
+    def waited(self) -> float:
+        """Seconds before it began, and those in which its processes waited for a CPU."""
+        if self.launcher is not None:
+            self.delay = max(self.delay, sum(map(_run_delay, _tree(self.launcher))))
+        return (time.monotonic() if self.begun is None else self.begun) - self.asked + self.delay
+
+    def learn(self, report: bytes) -> None:
+        """Take what the report says so far. A last line may be unfinished."""
+        for line in report.splitlines(keepends=True):
+            if line.endswith(b"\n"):
+                message = json.loads(line)
+                self.launcher = message.get("launcher", self.launcher)
+                self.begun = time.monotonic() if self.begun is None and "begun" in message else self.begun
 
 
 class Talk:
@@ -49,6 +68,8 @@ class Talk:
         self._reads = reads
         self._life = life
         self._waiting, self._look = waiting or Waiting(), LOOK if waiting else math.inf
+        self._run = Run(time.monotonic())
+        self._waiting.runs.append(self._run)
         self._received = {descriptor: bytearray() for descriptor in reads}
         self._selector = selectors.DefaultSelector()
 
@@ -67,6 +88,7 @@ class Talk:
                 reading = descriptor in self._received
                 self._selector.register(descriptor, selectors.EVENT_READ if reading else selectors.EVENT_WRITE)
             ended = self._talk(seconds, most_bytes)
+            self._run.begun = self._run.begun or time.monotonic()  # if not, nobody waits for it any longer
         if ended != "exit":
             with suppress(BrokenPipeError):  # it has just ended by itself
                 os.write(self._life, b"x")
@@ -79,8 +101,7 @@ class Talk:
         return ended
 
     def _talk(self, seconds: float, most_bytes: int) -> str:
-        started = time.monotonic()
-        deadline, last = started + seconds, started + PATIENCE * seconds
+        deadline, last = self._run.asked + seconds, self._run.asked + PATIENCE * seconds
         while True:
             left = max(0.0, min(deadline, last) - time.monotonic())
             ready = self._selector.select(min(left, self._look))
@@ -89,6 +110,8 @@ class Talk:
                     self._write(key.fd)
                 elif chunk := _read(key.fd):
                     self._received[key.fd] += chunk
+                    if key.fd == self._reads[-1]:
+                        self._run.learn(bytes(self._received[key.fd]))
                 elif chunk == b"":
                     self._selector.unregister(key.fd)
                     if key.fd == self._reads[-1]:
@@ -97,7 +120,7 @@ class Talk:
                 return "output"
             now = time.monotonic()
             if now >= deadline or not ready:
-                deadline = started + seconds + self._seconds_waited()
+                deadline = self._run.asked + seconds + self._waiting.seconds()
                 if now >= deadline:
                     return "wall"
             if now >= last:
@@ -117,12 +140,6 @@ class Talk:
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
             os.dup2(null, descriptor, inheritable=False)
             os.close(null)
-
-    def _seconds_waited(self) -> float:
-        line, end, _ = bytes(self._received[self._reads[-1]]).partition(b"\n")
-        if end:
-            self._waiting.add(json.loads(line).get("launcher"))
-        return self._waiting.seconds()
 
 
 def _tree(process: int) -> Iterator[int]:

@@ -119,6 +119,7 @@ def become_candidate(job: dict[str, Any], writable: str | None) -> NoReturn:
     try:
         os.setsid()
         confine(job["limits"], writable)
+        report({"begun": True})
     except OSError as error:
         report({"failed": str(error)})
         os._exit(1)
