@@ -21,7 +21,7 @@ from typing import Any
 import hostile_programs
 import pytest
 
-from distill.types import Outcome
+from distill.types import Failure, Outcome
 from distill.verifiers import build, sandbox
 from distill.verifiers.run import judge
 from distill.verifiers.sandbox import launcher, selftest
@@ -302,31 +302,43 @@ def at_once(work: Callable[[], str]) -> list[str]:
         return list(pool.map(lambda _: work(), range(many)))
 
 
-def slow_bwrap(directory: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    """A bwrap that takes so long before it builds a box."""
+@pytest.fixture
+def first(shared_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes bwrap do something else first."""
     if FAULTS["bubblewrap"]:
         pytest.skip(f"bubblewrap: {FAULTS['bubblewrap']}")
-    stand_in = directory / "bwrap"
-    stand_in.write_text(f'#!/bin/sh\nsleep {seconds}\nexec {shutil.which("bwrap")} "$@"\n')
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", str(directory), prepend=os.pathsep)
+    stand_in, real = shared_directory / "bwrap", shutil.which("bwrap")
+    stand_in.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(shared_directory), prepend=os.pathsep)
+
+    def put(command: str) -> None:
+        stand_in.write_text(f'#!/bin/sh\n{command}\nexec {real} "$@"\n')
+
+    return put
 
 
-def test_the_time_that_a_box_takes_is_not_the_program_s(
-    shared_directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slow_bwrap(shared_directory, monkeypatch, 1.0)
+def test_the_time_that_a_box_takes_is_not_the_program_s(first: Callable[[str], None]) -> None:
+    first("sleep 1")
     limits = sandbox.Limits(wall_seconds=0.5)
     assert sandbox.run("pass", b"", limits=limits, sandbox="bubblewrap").ended == "exit"
     assert sandbox.run("import time\ntime.sleep(9)", b"", limits=limits, sandbox="bubblewrap").ended == "wall"
 
 
-def test_nor_is_a_box_that_never_comes(shared_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow_bwrap(shared_directory, monkeypatch, 1e6)
+@pytest.mark.parametrize(
+    ("command", "failure", "reason"),
+    [
+        ("sleep 1000000", Failure.TIMEOUT, "the machine was too busy to run it"),
+        ("exit 1", Failure.CRASH, "the sandbox failed: the box was lost"),
+    ],
+)
+@pytest.mark.parametrize("reference", [hostile_programs.ADD, hostile_programs.SCRIPT], ids=["cases", "asserts"])
+def test_nor_is_a_box_that_never_comes(
+    reference: Any, command: str, failure: Failure, reason: str, first: Callable[[str], None]
+) -> None:
+    first(command)
     code = build({"code": {"sandbox": "bubblewrap", "wall_seconds": 0.1}})
-    for reference in (hostile_programs.ADD, hostile_programs.SCRIPT):
-        verdict = judge(code, json.dumps(reference), f"```python\n{hostile_programs.HONEST}```")
-        assert (verdict.outcome, verdict.reason) == (Outcome.UNVERIFIABLE, "the machine was too busy to run it")
+    verdict = judge(code, json.dumps(reference), f"```python\n{hostile_programs.HONEST}```")
+    assert (verdict.outcome, verdict.failure, verdict.reason) == (Outcome.UNVERIFIABLE, failure, reason)
 
 
 @pytest.fixture
@@ -360,13 +372,13 @@ def test_a_program_killed_because_the_machine_has_no_memory_left_is_not_incorrec
         "for tests in (h.ADD, h.SCRIPT):\n"
         "    for text in (answer, 'import os\\nos.kill(os.getpid(), 9)', h.HONEST):\n"
         "        found = judge(code, json.dumps(tests), f'```python\\n{text}\\n```')\n"
-        "        print(found.outcome.value, found.reason, sep=': ')\n"
+        "        print(found.outcome.value, found.failure, found.reason, sep=': ')\n"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0] == said[3] == "unverifiable: the machine ran out of memory"
+    assert said[0] == said[3] == "unverifiable: memory: the machine ran out of memory"
     assert [line.partition(":")[0] for line in said] == 2 * ["unverifiable", "incorrect", "correct"], said
 
 

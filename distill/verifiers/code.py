@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from distill.thinking import Response
-from distill.types import Outcome, Problem, Verdict
+from distill.types import Failure, Outcome, Problem, Verdict
 from distill.verifiers import examine, sandbox
 from distill.verifiers.examine import Examined, Row
 from distill.verifiers.references import UNREADABLE, Tests, tests_of
@@ -88,7 +88,11 @@ class Code:
             self.partial,
             max(self.tolerance, tests.tolerance),
         )
-        verdict = self._verdict(tests, examine.examine(program, tests, room), room.sandbox)
+        try:
+            found = examine.examine(program, tests, room)
+        except (sandbox.Refused, OSError) as error:
+            return Verdict.failed(Failure.CRASH, f"the sandbox failed: {error}")
+        verdict = self._verdict(tests, found, room.sandbox)
         if verdict.outcome is Outcome.INCORRECT and _lacks_beginning(program, tests):
             return replace(verdict, reason=verdict.reason + LACKS_BEGINNING.format(tests.entry_point))
         return verdict
@@ -112,6 +116,8 @@ class Code:
             "results": [[row.name, "passed" if row.passed else row.why] for row in _shown_rows(found.rows)],
             "usage": found.usage,
         }
+        if found.failure:
+            evidence["failure"] = str(found.failure)
         if found.fault:
             return Verdict.unverifiable(found.fault, **evidence)
         failed = next((index for index, row in enumerate(found.rows) if not row.passed), None)

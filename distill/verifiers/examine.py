@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.types import Failure
 from distill.verifiers import sandbox
 from distill.verifiers.cases import as_lists, same_text, wanted
 from distill.verifiers.references import Tests
@@ -25,6 +26,8 @@ CALLS, STDIO, CANDIDATE, TESTS = (
 )
 ALL_TEXTS = 4
 """All inputs of a whole program together may take this many times the CPU time of one."""
+FAILURES = {"busy": Failure.TIMEOUT, "memory": Failure.MEMORY}
+"""What the end of a run means if the machine is to blame for it."""
 PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "packaging")
 
 
@@ -48,13 +51,14 @@ class Room(NamedTuple):
 @dataclass(frozen=True)
 class Examined:
     """``cases`` counts all cases, ``rows`` holds those that were run. A ``fault`` is not the answer's, so there can be
-    no verdict."""
+    no verdict. With a ``failure`` it may be the machine's, otherwise it is the reference's."""
 
     cases: int
     rows: list[Row]
     usage: dict[str, Any] = field(default_factory=dict)
     strong: bool = True
     fault: str = ""
+    failure: Failure | None = None
 
 
 def examine(program: str, tests: Tests, room: Room) -> Examined:
@@ -76,8 +80,8 @@ def _run_calls(program: str, tests: Tests, room: Room) -> Examined:
     given = {"code": program, "module": tests.module, "entry_point": tests.entry_point, "calls": calls}
     ran = _run(room, CALLS, given)
     usage = _usage(ran)
-    if ran.ended in sandbox.OWN_FAULTS:
-        return Examined(len(calls), [], usage, fault=ran.reason)
+    if ran.ended in FAILURES:
+        return Examined(len(calls), [], usage, fault=ran.reason, failure=FAILURES[ran.ended])
     frames, fault = _frames(ran.results)
     usage["seconds"] = [frames[i].get("seconds") for i in range(len(calls)) if i in frames][:20]
     rows: list[Row] = [Row("the results", False, fault)] if fault else []
@@ -133,8 +137,8 @@ def _run_stdio(program: str, tests: Tests, room: Room) -> Examined:
         usage["cpu_seconds"] = round(usage["cpu_seconds"] + ran.cpu_seconds, 3)
         usage["memory_kib"] = max(usage["memory_kib"], ran.memory_kib)
         usage["seconds"] = [*usage["seconds"], round(ran.cpu_seconds, 3)][:20]
-        if ran.ended in sandbox.OWN_FAULTS:
-            return Examined(len(tests.stdio), rows, usage, fault=ran.reason)
+        if ran.ended in FAILURES:
+            return Examined(len(tests.stdio), rows, usage, fault=ran.reason, failure=FAILURES[ran.ended])
         rows.append(_stdio_row(f"case {index + 1}", ran, expected, room.tolerance))
         if usage["cpu_seconds"] > ALL_TEXTS * room.limits.cpu_seconds and index + 1 < len(tests.stdio):
             rows.append(Row(f"case {index + 2}", False, "the CPU time limit of all cases"))
@@ -171,16 +175,18 @@ def _run_apart(program: str, tests: Tests, room: Room) -> Examined:
     rows, report = _reported_rows(test)
     if "apart" in report:
         return _run_beside(program, tests, room)
-    fault = ran.reason if ran.ended in sandbox.OWN_FAULTS else report.get("fault") or _test_fault(test)
-    return Examined(len(rows), rows, _usage(ran), strong=not report.get("claims"), fault=line(fault))
+    fault = ran.reason if ran.ended in FAILURES else report.get("fault") or _test_fault(test)
+    failure = FAILURES.get(ran.ended) or FAILURES.get(test.ended)
+    return Examined(len(rows), rows, _usage(ran), not report.get("claims"), line(fault), failure)
 
 
 def _run_beside(program: str, tests: Tests, room: Room) -> Examined:
     """Run answer and test in one sandbox, where the answer could forge the results."""
     ran = _run(room, TESTS, _test_payload(tests, program, room), **_visible(tests))
     rows, report = _reported_rows(ran)
-    if ran.ended in sandbox.OWN_FAULTS or "fault" in report:
-        return Examined(len(rows), rows, _usage(ran), strong=False, fault=line(report.get("fault") or ran.reason))
+    if ran.ended in FAILURES or "fault" in report:
+        fault = line(report.get("fault") or ran.reason)
+        return Examined(len(rows), rows, _usage(ran), strong=False, fault=fault, failure=FAILURES.get(ran.ended))
     if not rows or ran.ended != "exit":
         rows = [*rows, Row("the test script", False, ran.reason)]
     return Examined(len(rows), rows, _usage(ran), strong=False)

@@ -14,16 +14,16 @@ less. docs/design/005-sandbox.md says what each wall is for.
 
 from __future__ import annotations
 
-from distill.verifiers.sandbox.launcher import OWN_FAULTS, Limits, Ran, close, run_with, seen
+from distill.verifiers.sandbox.launcher import Limits, Ran, Refused, close, run_with, seen
 from distill.verifiers.sandbox.pipes import Waiting
 from distill.verifiers.sandbox.selftest import AUTO, BACKENDS, SandboxError, choose, survey
 
 __all__ = [
     "AUTO",
     "BACKENDS",
-    "OWN_FAULTS",
     "Limits",
     "Ran",
+    "Refused",
     "SandboxError",
     "Waiting",
     "choose",
@@ -48,6 +48,8 @@ def run(
 
     ``wires`` become descriptors 6 and 7, and are closed on this side. ``visible`` are further directories that can be
     read in the box, at the paths that `seen` returns. Runs that depend on each other share a ``waiting``.
+
+    Raises `SandboxError` if no backend works here, `Refused` if this run got no box or lost it.
     """
     backend = choose(sandbox)
     return run_with(backend, program, payload, stdin, limits or Limits(), wires, visible, waiting)

@@ -58,19 +58,15 @@ class Limits(NamedTuple):
     output_bytes: int = 1 << 20
 
 
-OWN_FAULTS = {"busy", "memory"}
-"""The ends of a run that say nothing about its program."""
-
-
 class Refused(Exception):
-    """The box could not be built; the message names the step."""
+    """The box could not be built, or was lost; the message names the step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run ended. ``ended`` is "exit", "signal", "cpu", "wall", "output", or one of `OWN_FAULTS`: "busy" (the
-    program got no box or no CPU for very long) or "memory" (the machine, not the program, had too little); ``code`` is
-    the status or the signal."""
+    """How a run ended. ``ended`` is "exit", "signal", "cpu", "wall", "output", or what says nothing about the program:
+    "busy" (it got no box or no CPU for very long) or "memory" (the machine had too little). ``code`` is the status or
+    the signal."""
 
     ended: str
     code: int
