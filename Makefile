@@ -8,6 +8,9 @@ READY := $(VENV)/.ready
 PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
 VLLM_TESTS := $(addprefix tests/test_,engine_vllm.py vllm_policy.py vllm_server.py vllm_replicas.py)
 
+# Every process that a test starts would compile our sources anew, and every test process the tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: gpu quickstart test test-all check format models bench docs clean
 
 quickstart: $(READY)

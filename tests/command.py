@@ -7,6 +7,7 @@ the environment while they are imported starts ``python -m distill`` itself.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -102,6 +103,7 @@ def _run(
     err: str,
     first: Callable[[], object] | None,
 ) -> None:
+    gc.freeze()  # what was imported before it was forked
     os.setsid()
     leads.send("a process group")
     leads.close()

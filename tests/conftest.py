@@ -27,10 +27,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -slow[item.path])
 
 
+gc.disable()
+
+
 def pytest_collection_finish() -> None:
     """What has been imported stays. Otherwise each full collection of garbage would look through all of it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 # A shell's background jobs ignore Ctrl-C, those of nohup SIGHUP, and so would all that they start.
