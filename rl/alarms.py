@@ -12,12 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Annotated
 
 from pydantic import Field
 
-from distill.evaluation.statistics import Z95, clustered_mean, paired_difference
+from distill.evaluation.statistics import clustered_mean, paired_difference, student
 from pipeline.stage import Settings, later
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -138,7 +137,10 @@ def worse(history: History, step: int, limits: AlarmSettings) -> Cause | None:
         return None
     best = max(means, key=lambda at: (means[at], -at))
     change = paired_difference(history.heldout[best], history.heldout[step])
-    wider = NormalDist().inv_cdf(1 - 0.025 / max(math.comb(len(means), 2), 1)) / Z95
+    if change.problems < 2:
+        return None
+    tail = 0.025 / max(math.comb(len(means), 2), 1)
+    wider = student(change.problems - 1, tail) / student(change.problems - 1)
     high = change.value + wider * (change.high - change.value)
     if high > -limits.heldout_fall:
         return None

@@ -186,14 +186,17 @@ def test_a_heldout_score_that_falls_from_its_best_is_an_alarm_whatever_the_rewar
     assert names(history({0: few, 4: {**few, "a": [0.0]}})) == []
 
 
-def test_luck_among_many_measurements_is_no_fall() -> None:
-    """40 problems that are solved half of the time, measured 30 times: the best score is far above the mean."""
-    for run in range(20):
+@pytest.mark.parametrize(("problems", "runs"), [(40, 20), (10, 100)])
+def test_luck_among_many_measurements_is_no_fall(problems: int, runs: int) -> None:
+    """Problems that are solved half of the time, measured 30 times: the best score is far above the mean."""
+    false = 0
+    for run in range(runs):
         found = history()
         for step in range(30):
-            drawn = generator("luck", run, step).random(40)
+            drawn = generator("luck", run, step).random(problems)
             found.heldout[step] = {str(i): [float(x < 0.5)] for i, x in enumerate(drawn)}
-        assert not any("worse" in names(found, step) for step in range(30))
+        false += any("worse" in names(found, step) for step in range(30))
+    assert false <= 0.05 * runs
 
 
 def test_a_verifier_without_weight_cannot_be_what_was_learned_instead() -> None:

@@ -46,9 +46,23 @@ def test_intervals_have_their_nominal_coverage(problems: int, samples: int, righ
     assert 0.92 <= covered / 300 <= 0.99
 
 
-@pytest.mark.parametrize(("freedom", "quantile"), [(1, 12.7062), (2, 4.3027), (3, 3.1824), (9, 2.2622), (120, 1.9799)])
-def test_student_t_quantiles_agree_with_tables(freedom: int, quantile: float) -> None:
-    assert student(freedom) == pytest.approx(quantile, abs=4e-3)
+@pytest.mark.parametrize(
+    ("freedom", "tail", "quantile"),
+    [
+        (1, 0.025, 12.7062),
+        (2, 0.025, 4.3027),
+        (3, 0.025, 3.1824),
+        (9, 0.025, 2.2622),
+        (120, 0.025, 1.9799),
+        (1, 0.0005, 636.6192),
+        (3, 0.0005, 12.9240),
+        (8, 0.0005, 5.0413),
+        (9, 0.005, 3.2498),
+        (1000, 0.0005, 3.3003),
+    ],
+)
+def test_student_t_quantiles_agree_with_tables(freedom: int, tail: float, quantile: float) -> None:
+    assert student(freedom, tail) == pytest.approx(quantile, abs=6e-5)
 
 
 def test_rounding_differences_do_not_narrow_an_interval() -> None:

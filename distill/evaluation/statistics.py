@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean, stdev
 
 from pipeline.errors import InputError
 
 Z95 = 1.959963984540054
-FEW = (math.inf, 12.706204736174698, 4.302652729749462)
-"""Student's quantile with zero, one and two degrees of freedom."""
 ALIKE = 1e-18
 """Smaller variances are rounding errors of sums in a different order."""
 
@@ -62,19 +61,30 @@ def clustered_mean(by_problem: Mapping[str, Sequence[float]]) -> Estimate:
     return Estimate(value, *wilson(value, trials, student(count - 1) if count > 1 else Z95), count)
 
 
-def student(freedom: int) -> float:
-    """The quantile of Student's t for a 95% interval. From three degrees of freedom on it is the expansion of
-    Abramowitz and Stegun, 26.7.5, with an error below 0.004."""
-    if freedom < len(FEW):
-        return FEW[freedom]
-    z2 = Z95 * Z95
-    terms = (
-        (z2 + 1) / 4,
-        ((5 * z2 + 16) * z2 + 3) / 96,
-        (((3 * z2 + 19) * z2 + 17) * z2 - 15) / 384,
-        ((((79 * z2 + 776) * z2 + 1482) * z2 - 1920) * z2 - 945) / 92160,
-    )
-    return Z95 * (1 + sum(term / freedom**n for n, term in enumerate(terms, start=1)))
+@lru_cache(maxsize=256)
+def student(freedom: int, tail: float = 0.025) -> float:
+    """The quantile of Student's t above which there is this ``tail`` of the distribution, by default that of a 95%
+    interval. Infinite without a degree of freedom."""
+    if freedom == 0:
+        return math.inf
+    low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(freedom)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _beyond(middle, freedom) > 2 * tail else (low, middle)
+    return math.sqrt(freedom) * math.tan(low)
+
+
+def _beyond(angle: float, freedom: int) -> float:
+    """The probability of a t further from zero: the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for n in range(2 + odd, freedom + 1, 2):  # term: of the power n - 2
+        total += term
+        term *= square * (n - 1) / n
+    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return 1 - within
 
 
 def wilson(share: float, trials: float, quantile: float = Z95) -> tuple[float, float]:
