@@ -352,6 +352,7 @@ stages:
     problems: problems
     against:
       exam: {file: exam.jsonl, form: gsm8k}
+      clean: {file: clean.jsonl, form: gsm8k}
 """
 
 
@@ -363,6 +364,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     write(tmp_path / "heldout.jsonl", questions(HELD))
     write(tmp_path / "exam.jsonl", questions("something else", ASKED))
+    write(tmp_path / "clean.jsonl", questions("nothing like it"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -371,7 +373,7 @@ def test_curate_keeps_new_problems_and_records_the_evidence(files: Path) -> None
     done, store = run(files, STAGES)
     figures = done["curate"].figures
     assert {k: figures[k] for k in ("members", "train", "heldout", "verifiers", "against")} == {
-        "members": 4, "train": 3, "heldout": 1, "verifiers": ["math"], "against": {"exam": 1, "heldout": 1},
+        "members": 4, "train": 3, "heldout": 1, "verifiers": ["math"], "against": {"exam": 1, "heldout": 1, "clean": 0},
     }  # fmt: skip
     assert (figures["exact_duplicates"], figures["near_duplicates"], figures["contaminated"]) == (1, 1, 2)
     rows = store.rows("SELECT * FROM curation ORDER BY kind, evaluation")
@@ -386,9 +388,8 @@ def test_curate_keeps_new_problems_and_records_the_evidence(files: Path) -> None
 
 
 def test_the_card_lists_every_evaluation_set_that_was_checked_even_clean_ones(files: Path) -> None:
-    write(files / "clean.jsonl", questions("nothing like it"))
     teacher = "{problems: curate, teacher: embedded:teacher, sampling: {max_tokens: 4}}"
-    run(files, STAGES + "      clean: {file: clean.jsonl, form: gsm8k}\n    heldout: false\n  generate: " + teacher)
+    run(files, STAGES + "    heldout: false\n  generate: " + teacher)
     for choice in (["--selection", "generate"], []):
         result = CliRunner().invoke(app, ["card", "--workspace", "run", "--json", *choice])
         shown = json.loads(result.stdout)

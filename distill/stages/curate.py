@@ -78,8 +78,8 @@ class CurateTracesSettings(CurationSettings):
 
 def run(context: Context, settings: CurateSettings) -> Output:
     store, upstream = store_of(context), context.inputs[settings.problems]
-    held_out = problems(store, upstream.digest, "heldout")
-    items = [_item("heldout", problem) for _, problem in held_out] if settings.heldout else []
+    held_out = problems(store, upstream.digest, "heldout") if settings.heldout else []
+    items = [_item("heldout", problem) for _, problem in held_out] + _evaluation_sets(context, settings)
     found = _review(context, settings, IN_PROBLEMS, upstream.digest, items)
     gone = {overlap.key for overlap in found if overlap.removed}
     members = [(label, key) for label, key in _members(store, upstream.digest) if label != "train" or key not in gone]
@@ -88,18 +88,19 @@ def run(context: Context, settings: CurateSettings) -> Output:
         raise InputError(f"stage {context.name}: no training problem is left; {WHY}")
     digest = record_members(store, members)
     kept = {"members": len(members), "verifiers": upstream.figures["verifiers"], **counts}
-    return Output(digest, kept | _figures(found))
+    return Output(digest, kept | _figures(found, items))
 
 
 def run_traces(context: Context, settings: CurateTracesSettings) -> Output:
     store, upstream = store_of(context), context.inputs[settings.traces]
-    found = _review(context, settings, IN_TRACES, upstream.digest, [])
+    items = _evaluation_sets(context, settings)
+    found = _review(context, settings, IN_TRACES, upstream.digest, items)
     gone = {overlap.key for overlap in found if overlap.removed}
     members = [(problem, key) for problem, key in _members(store, upstream.digest) if problem not in gone]
     if not members:
         raise InputError(f"stage {context.name}: no trace is left; {WHY}")
     digest = record_members(store, members)
-    return Output(digest, {"members": len(members), "traces": len(members), **_figures(found)})
+    return Output(digest, {"members": len(members), "traces": len(members), **_figures(found, items)})
 
 
 def _members(store: Store, collection: str) -> list[tuple[str, str]]:
@@ -117,8 +118,6 @@ def _review(
     from distill.curation.review import Entry, review
 
     store = store_of(context)
-    for name, source in settings.against.items():
-        items += _evaluation_set(name, source, settings.seed, context)
 
     def read() -> Iterator[list[Entry]]:
         done = 0
@@ -154,6 +153,14 @@ def _item(evaluation: str, problem: Any) -> Item:
     from distill.curation.contamination import Item
 
     return Item(evaluation, problem.id, problem.origin, problem.prompt)
+
+
+def _evaluation_sets(context: Context, settings: CurationSettings) -> list[Item]:
+    return [
+        item
+        for name, source in settings.against.items()
+        for item in _evaluation_set(name, source, settings.seed, context)
+    ]
 
 
 def _evaluation_set(name: str, source: Source, seed: int, context: Context) -> list[Item]:
@@ -201,10 +208,10 @@ def _evidence(store: Store, run: str, found: Sequence[Overlap]) -> list[Row]:
     return rows
 
 
-def _figures(found: Sequence[Overlap]) -> dict[str, Any]:
-    """The number of problems for each kind of overlap, and for each evaluation set."""
+def _figures(found: Sequence[Overlap], items: Sequence[Item]) -> dict[str, Any]:
+    """The number of problems for each kind of overlap, and for each evaluation set, even if there are none."""
     among = {kind: {o.key for o in found if o.kind == kind and isinstance(o.other, str)} for kind in ("exact", "near")}
-    sets = sorted({o.other.evaluation for o in found if not isinstance(o.other, str)})
+    sets = sorted({item.evaluation for item in items})
     against = {
         name: len({o.key for o in found if not isinstance(o.other, str) and o.other.evaluation == name})
         for name in sets
@@ -247,7 +254,7 @@ STAGE = Stage(
     settings=CurateSettings,
     produces="problems",
     run=run,
-    version=3,
+    version=4,
     forecast=forecast,
     narrows=True,
     dependencies=dependencies,
@@ -261,7 +268,7 @@ TRACES = Stage(
     settings=CurateTracesSettings,
     produces="traces",
     run=run_traces,
-    version=3,
+    version=4,
     forecast=forecast_traces,
     narrows=True,
     dependencies=dependencies,
