@@ -1,43 +1,39 @@
 """The command line as a process group of its own, to be read from and to be killed whole.
 
 Half of what a short run takes is importing torch, transformers, peft and our own stages. So each process is forked from
-one that has done that, once for all of a test process. A test of how a command starts, what it imports or what libraries read of
+one that has done that (`forked`), once for all of a test process. A test of how a command starts, what it imports or what libraries read of
 the environment while they are imported starts ``python -m distill`` itself.
 """
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe, forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-from distill import catalog
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("main", "run", "plan", "status", "traces", "dataset", "audit", "ask", "verify", "prune", "listing")
-IMPORTED = (
-    *(
-        "torch",
-        "transformers.models.qwen3.modeling_qwen3",
-        "peft",
-        "duckdb",
-        "pandas",  # pyarrow imports it
-        "pyarrow.parquet",
-        "jinja2",
-        "rich.progress",
-    ),
-    *(f"distill.cli.{name}" for name in COMMANDS),
-    *(where.partition(":")[0] for where in catalog.STAGES.values()),
-    *("distill.engines.transformers", "distill.training.loop", "distill.training.export"),
-)
+PATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
 FORKS = get_context("forkserver")
-FORKS.set_forkserver_preload(list(IMPORTED))
+FORKS.set_forkserver_preload(["forked"])
+
+
+def forked(target: Callable[..., object], *arguments: object) -> Any:
+    """A process that calls ``target``, begun, with all that `forked` has imported."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = PATH
+    forkserver.ensure_running()
+    del os.environ["PYTHONPATH"]
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+    process = FORKS.Process(target=target, args=arguments)
+    process.start()
+    return process
 
 
 class Command:
@@ -48,11 +44,8 @@ class Command:
         reader, writer = Pipe(duplex=False)
         led, leads = Pipe(duplex=False)
         self._errors = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 - for as long as the process
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        self._process = FORKS.Process(
-            target=_run, args=(str(directory), arguments, environment, leads, writer, self._errors.name, first)
-        )
-        self._process.start()
+        environment = os.environ | {"PYTHONPATH": PATH}
+        self._process = forked(_run, str(directory), arguments, environment, leads, writer, self._errors.name, first)
         leads.close()
         writer.close()
         self.stdout = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
@@ -103,7 +96,6 @@ def _run(
     err: str,
     first: Callable[[], object] | None,
 ) -> None:
-    gc.freeze()  # what was imported before it was forked
     os.setsid()
     leads.send("a process group")
     leads.close()

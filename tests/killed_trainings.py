@@ -1,5 +1,4 @@
-"""A training that is killed at random moments, beside one that is left alone, both forked from a process that has
-imported the libraries."""
+"""A training that is killed at random moments, beside one that is left alone, both `forked`."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from command import FORKS
+from command import forked
 
 Work = Callable[[Path], tuple[int, Any]]
 """A training in a directory: the step from which it went on, and the weights that it ended with."""
@@ -22,9 +21,7 @@ def killed_and_straight(root: Path, work: Work, kills: int, latest: float) -> tu
     the share of its time after which it is killed at the latest."""
     import torch
 
-    process = FORKS.Process(target=_kill, args=(root, work, kills, latest))
-    process.start()
-    process.join()
+    forked(_kill, root, work, kills, latest).join()
     return torch.load(root / "killed.pt"), torch.load(root / "straight.pt")
 
 

@@ -60,7 +60,7 @@ class Environment:
         self.install(self.wheel)
 
     def install(self, built: Path, *options: str) -> None:
-        pip("--python", self.python, "install", "--quiet", "--no-deps", "--no-index", *options, built)
+        pip("--python", self.python, "install", "--quiet", "--no-deps", "--no-index", "--no-compile", *options, built)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         elsewhere = self.directory / "empty"

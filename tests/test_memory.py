@@ -15,7 +15,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from command import FORKS  # noqa: E402
+from command import forked  # noqa: E402
 from tiny import VOCABULARY, multimodal, tiny  # noqa: E402
 
 from distill.modelspec import EMBEDDED, Model  # noqa: E402
@@ -193,8 +193,7 @@ def products(said: Connection, student: str | None) -> None:
 def test_products_of_ever_new_shapes_take_no_more_memory(student: str | None) -> None:
     """By default they would take half a gigabyte, where a CPU computes in bf16."""
     told, says = Pipe(duplex=False)
-    process = FORKS.Process(target=products, args=(says, student))  # of one that has computed nothing
-    process.start()
+    process = forked(products, says, student)  # from one that has computed nothing
     says.close()
     assert told.recv() < 50 << 20
     process.join()
