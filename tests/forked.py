@@ -26,8 +26,9 @@ OURS = ("distill.verifiers.math", "distill.engines.transformers", "distill.train
 
 for name in (*LIBRARIES, *(f"distill.cli.{name}" for name in COMMANDS), *OURS):
     import_module(name)
-for kind in catalog.STAGES:
-    catalog.resolve("stages", kind).settings.model_rebuild()
+for where in catalog.STAGES.values():  # not `resolve`, which remembers what is installed
+    module, _, stage = where.partition(":")
+    getattr(import_module(module), stage).settings.model_rebuild()
 
 gc.enable()
 gc.freeze()

@@ -100,12 +100,11 @@ HARM = {
 }
 
 
-def hostile() -> dict[str, str]:
-    """Name to program; those that would do harm return a wrong answer afterwards."""
+def harmful() -> dict[str, str]:
+    """Name to program; they return a wrong answer afterwards."""
     name = f"canary-{secrets.token_hex(8)}"
     places = f"PLACES = {places_outside()!r}\n"
-    harm = {key: QUIET + places + code.replace("CANARY", name) + WRONG for key, code in HARM.items()}
-    return RUN | CHEAT | harm
+    return {key: QUIET + places + code.replace("CANARY", name) + WRONG for key, code in HARM.items()}
 
 
 def places_outside() -> list[str]:
@@ -129,7 +128,8 @@ def running() -> list[str]:
     return found
 
 
-def run(backend: str) -> dict[str, Any]:
+def run(backend: str, cheats: bool = False) -> dict[str, Any]:
+    """Run the programs in a backend. ``cheats`` are against our own code in the box, the same in every one."""
     from distill.types import Problem
     from distill.verifiers import build, judge, sandbox
 
@@ -141,8 +141,9 @@ def run(backend: str) -> dict[str, Any]:
         found = judge(code, problem, f"```python\n{program}\n```")
         return found.outcome.value, found.reason, found.evidence.get("sandbox", backend)
 
-    tasks = [(name, ADD, program) for name, program in hostile().items()]
-    tasks += [(f"{name} (script)", SCRIPT, program) for name, program in CHEAT.items()]
+    tasks = [(name, ADD, program) for name, program in (RUN | harmful()).items()]
+    for name, program in CHEAT.items() if cheats else ():
+        tasks += [(name, ADD, program), (f"{name} (script)", SCRIPT, program)]
     with ThreadPoolExecutor(4) as pool:
         verdicts = dict(zip((t[0] for t in tasks), pool.map(lambda t: verdict(*t[1:]), tasks), strict=True))
     honest = [verdict(reference, HONEST) for reference in (ADD, SCRIPT)]

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -509,19 +510,24 @@ def test_a_log_that_cannot_be_written_does_not_end_a_run(where: str, project: Pa
     assert list(project.glob("runs/small/manifests/problems/*.json"))
 
 
+@dataclass(frozen=True)
+class Terminal:
+    """Makes a terminal standard output."""
+
+    name: str
+
+    def __call__(self) -> None:
+        os.dup2(os.open(self.name, os.O_RDWR | os.O_NOCTTY), 1)
+
+
 def test_a_terminal_that_closes_does_not_end_a_run_in_another_session(project: Path) -> None:
     """With the live display, which draws from its own thread."""
     ours, theirs = os.openpty()
-    command = [sys.executable, "-m", "distill", "run", "-p", "p.yaml", "--limit", "1"]
-    run = subprocess.Popen(
-        command, cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=theirs, stderr=subprocess.PIPE,
-        text=True, start_new_session=True,
-    )  # fmt: skip
-    os.close(theirs)
+    run = Command(project, "run", "-p", "p.yaml", "--limit", "1", first=Terminal(os.ttyname(theirs)))
     os.read(ours, 1)
+    os.close(theirs)
     os.close(ours)
-    _, said = run.communicate()
-    assert run.returncode == 0, said
+    _, said = run.ended()
     assert said.startswith("distill: nothing more can be printed (")
     assert len(said.splitlines()) == 1
     assert list(project.glob("runs/small/manifests/verify/*.json"))

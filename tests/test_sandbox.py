@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 def holds(result: dict[str, Any], backend: str) -> None:
     """Every program is incorrect, nothing is written or left running, and the verifier still works."""
     wrong = {name: verdict for name, verdict in result["verdicts"].items() if verdict[0] != "incorrect"}
-    assert not wrong and len(result["verdicts"]) > 70
+    assert not wrong and len(result["verdicts"]) > 35
     assert all(verdict[1].isprintable() for verdict in result["verdicts"].values())
     assert {verdict[2] for verdict in result["verdicts"].values()} == {backend}
     assert result["written"] == [] and result["running"] == [] and result["intact"]
@@ -50,7 +50,9 @@ def holds(result: dict[str, Any], backend: str) -> None:
 
 
 def test_hostile_programs_are_contained(backend: str) -> None:
-    holds(hostile_programs.run(backend), backend)
+    result = hostile_programs.run(backend, cheats=backend == sandbox.choose())
+    holds(result, backend)
+    assert backend != sandbox.choose() or len(result["verdicts"]) > 75
 
 
 def ordinary(program: list[str]) -> subprocess.CompletedProcess[str]:
