@@ -343,22 +343,31 @@ def test_nor_is_a_box_that_never_comes(
     assert (verdict.outcome, verdict.failure, verdict.reason) == (Outcome.UNVERIFIABLE, failure, reason)
 
 
+MEMORY_GROUPS = (  # the group of all, its limit on memory, and on memory with swap (version 1) or on swap (2)
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", ("memory.memsw.limit_in_bytes", 1 << 28)),
+    (Path("/sys/fs/cgroup"), "memory.max", ("memory.swap.max", 0)),
+)
+
+
 @pytest.fixture
 def too_little_memory() -> Iterator[str]:
     """The file to which a process writes 0 to have, together with its children, a quarter of a gigabyte."""
-    for group, limit in (
-        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-        (Path("/sys/fs/cgroup"), "memory.max"),
-    ):
-        own = group / f"distill-test-{os.getpid()}"
-        with suppress(OSError):
-            own.mkdir()
-            try:
-                (own / limit).write_text(str(1 << 28))
-                yield str(own / "cgroup.procs")
-            finally:
-                own.rmdir()
-            return
+    for parent, limit, (swap, most) in MEMORY_GROUPS:
+        group = parent / f"distill-test-{os.getpid()}"
+        try:
+            (parent / "cgroup.procs").stat()
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if (group / limit).exists():
+                (group / limit).write_text(str(1 << 28))
+                with suppress(OSError):  # there is none
+                    (group / swap).write_text(str(most))
+                yield str(group / "cgroup.procs")
+                return
+        finally:
+            group.rmdir()
     pytest.skip("no group with a limit on memory can be made here")
 
 
