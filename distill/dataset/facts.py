@@ -157,7 +157,8 @@ def _overlap(connection: duckdb.DuckDBPyConnection, chain: list[Manifest]) -> li
         {"runs": list(curations)},
     )
     found = {row["evaluation"] for row in rows}
-    clean = sorted({name for m in curations.values() for name in m.figures["against"]} - found)
+    compared = {name for m in curations.values() for name in (*m.identity.settings["against"], *m.figures["against"])}
+    clean = sorted(compared - found)
     rows += [{"evaluation": name, "problems": 0, "among_these": 0, "largest_share": None} for name in clean]
     return rows or None
 
