@@ -1,8 +1,8 @@
 """The command line as a process group of its own, to be read from and to be killed whole.
 
-Half of what a short run takes is importing torch, transformers, peft and our own stages. So each process is forked from
-one that has done that (`forked`), once for all of a test process. A test of how a command starts, what it imports or what libraries read of
-the environment while they are imported starts ``python -m distill`` itself.
+Half of what a short run takes is importing torch, transformers, peft and our own stages. So each process is forked
+from one that has done that (`forked`), once for all of a test process. A test of how a command starts, what it imports
+or what libraries read of the environment while they are imported starts ``python -m distill`` itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from multiprocessing import Pipe, forkserver, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).parents[1]
 PATH = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -25,12 +26,8 @@ FORKS.set_forkserver_preload(["forked"])
 
 def forked(target: Callable[..., object], *arguments: object) -> Any:
     """A process that calls ``target``, begun, with all that `forked` has imported."""
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = PATH
-    forkserver.ensure_running()
-    del os.environ["PYTHONPATH"]
-    if before is not None:
-        os.environ["PYTHONPATH"] = before
+    with patch.dict(os.environ, PYTHONPATH=PATH):
+        forkserver.ensure_running()
     process = FORKS.Process(target=target, args=arguments)
     process.start()
     return process
