@@ -42,6 +42,9 @@ exec(compile(program, "program.py", "exec"), {{"__name__": "program"}})
 """
 
 
+NO_START = "the launcher does not start"
+
+
 class Limits(NamedTuple):
     """Limits of one run. ``memory_bytes`` (address space) and ``cpu_seconds`` are per process; with one process, the
     default, they bound the whole run. ``wall_seconds`` counts only time in which the program could have run, not time
@@ -133,7 +136,7 @@ def _result(backend: str, ended: str, stdout: bytes, results: bytes, report: byt
     if "failed" in message:
         raise Refused(message["failed"])
     if ended == "exit" and "code" not in message:
-        raise Refused("the box was lost" if "launcher" in message else "the launcher does not start")
+        raise Refused("the box was lost" if "launcher" in message else NO_START)
     code, cpu = message.get("code", 0), message.get("cpu", 0.0)
     if ended == "exit" and code < 0:
         ended, code = "signal", -code
@@ -194,12 +197,15 @@ class _Server:
         message = json.dumps(job).encode()
         with self._lock:
             if self._control is not None:
-                with suppress(BrokenPipeError, ConnectionError):
+                with suppress(ConnectionError):
                     socket.send_fds(self._control, [message], descriptors)
                     return
                 self._close()
             self._control = self._started()
-            socket.send_fds(self._control, [message], descriptors)
+            try:
+                socket.send_fds(self._control, [message], descriptors)
+            except ConnectionError:  # it has ended already
+                raise Refused(NO_START) from None
 
     def close(self) -> None:
         with self._lock:

@@ -1,8 +1,8 @@
 """Feed and drain the pipes of one run, and enforce its limit on wall-clock time.
 
-The clock stops until the box is built, and while a program that could run has to wait for a CPU (the kernel counts that
-time per thread, in ``schedstat``), or one that it depends on has to, so a busy machine ends no run. A program that
-computes is ended by its CPU limit, one that sleeps by this clock.
+The clock starts when the box is built. It stops while a program that could run has to wait for a CPU (the kernel counts
+that time per thread, in ``schedstat``), or while one that it depends on has to wait for a CPU or its box. So a busy
+machine ends no run. A program that computes is ended by its CPU limit, one that sleeps by this clock.
 """
 
 from __future__ import annotations
